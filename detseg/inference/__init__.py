@@ -1,1 +1,1 @@
-"""From a trained model and images to Predictions."""
+"""Inference: from a trained model and images to Predictions."""

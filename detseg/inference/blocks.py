@@ -1,4 +1,4 @@
-"""Postprocessing of very large images block by block, in memory that does not grow with the image."""
+"""Postprocessing of very large images in blocks, with memory that does not grow with the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
-# Images larger than a block are postprocessed block by block, with the objects this far around it.
+# Larger images are postprocessed in blocks of this edge, each with the objects up to HALO around it.
 BLOCK = 4096
 HALO = 512
 
@@ -19,15 +19,16 @@ HALO = 512
 def apply_in_blocks(
     postprocess: Postprocess, predictions: Predictions, *, block: int = BLOCK, halo: int = HALO
 ) -> Predictions:
-    """`Postprocess.apply`, block by block where the image is larger than a block.
+    """Apply `Postprocess.apply`, block by block if the image is larger than a block.
 
-    Every block sees the objects up to `halo` pixels around it, and gives those whose box then has its centre in it. The
-    result is that of the whole image unless a chain of overlaps, each changed by the one before, is longer than that.
+    Each block is processed with the objects up to `halo` pixels around it, and keeps those whose box centre then lies
+    in it. The result is that of the whole image unless a chain of overlaps, each changed by the previous one, is longer
+    than the halo.
     """
     height, width = predictions.height, predictions.width
     if max(height, width) <= block or predictions.rles is None:
         return postprocess.apply(predictions)
-    # What is chosen for the whole image must not differ from block to block.
+    # Values chosen per image must not differ between blocks.
     postprocess, predictions = postprocess.of_image(predictions)
     boxes = predictions.boxes
     parts = [predictions.select(np.zeros(0))]
@@ -45,7 +46,7 @@ def apply_in_blocks(
 
 
 def _apply_in_window(postprocess: Postprocess, predictions: Predictions) -> Predictions:
-    """Apply to the smallest window with all objects, in place of the image."""
+    """Apply within the smallest window that contains all objects, instead of the whole image."""
     tight = rle_codec.bounding_boxes(predictions.rles)
     low = np.floor(np.minimum(predictions.boxes, tight)[:, :2].min(axis=0)).astype(int)
     high = np.ceil(np.maximum(predictions.boxes, tight)[:, 2:].max(axis=0)).astype(int)
@@ -56,7 +57,7 @@ def _apply_in_window(postprocess: Postprocess, predictions: Predictions) -> Pred
 
 
 def _moved(predictions: Predictions, right: int, down: int, height: int, width: int) -> Predictions:
-    """The same objects in a window height x width with another origin."""
+    """Return the same objects shifted by (right, down) in an image of height x width."""
     masks = rle_codec.read_runs(predictions.rles).moved(right, down, height, width)
     return dataclasses.replace(
         predictions,
@@ -68,7 +69,7 @@ def _moved(predictions: Predictions, right: int, down: int, height: int, width: 
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """One Predictions of parts of one image, concatenated; masks and soft masks where all parts have them."""
+    """Concatenate Predictions of one image; with masks and soft masks if all parts have them."""
     has_masks, has_soft = (all(getattr(part, name) is not None for part in parts) for name in ("rles", "soft_masks"))
     return dataclasses.replace(
         parts[0],

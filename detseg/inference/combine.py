@@ -1,4 +1,4 @@
-"""Several predictors, of any architectures, as one."""
+"""Combine several predictors, of any architectures, into one."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def combine(
     boxes_of: Collection[int] = (),
     masks_of: Collection[int] = (),
 ) -> Predictor:
-    """Return a predictor that combines models of any architectures, and views of every one; of one model, its views.
+    """Return a predictor that combines models of any architectures and their views; for one model, its views.
 
-    Classes, postprocess and provenance are the first predictor's.
+    Classes, postprocess and provenance are those of the first predictor.
 
     Args:
-        predictors: of the same classes, by name; the first has them in the order of the answers.
+        predictors: with the same class names; the first one gives their order in the result.
         settings: views, mode and fusion; None takes those of the first predictor.
-        weights: one a predictor, of its boxes and masks; empty for 1 each.
-        boxes_of, masks_of: positions of the predictors that give boxes, and masks; empty for all.
+        weights: one per predictor, for its boxes and masks; empty for 1 each.
+        boxes_of, masks_of: indices of the predictors that provide boxes, and masks; empty for all.
 
     Raises:
-        ConfigError: other classes, other numbers of weights, positions that do not exist, no boxes or no masks, a mode
-            that the models do not allow.
+        ConfigError: different classes, a wrong number of weights, invalid indices, no boxes or no masks, or a mode that
+            the models do not support.
     """
     first, count = predictors[0], len(predictors)
     weights = _checked_weights(predictors, weights, [*boxes_of, *masks_of])
@@ -65,7 +65,7 @@ def combine(
 def _checked_weights(
     predictors: Sequence[Predictor], weights: Sequence[float], positions: Sequence[int]
 ) -> Sequence[float]:
-    """Return a weight for each of the predictors. Raises ConfigError where they cannot be combined; see `combine`."""
+    """Return one weight per predictor. Raises ConfigError if the predictors cannot be combined; see `combine`."""
     first, count = predictors[0], len(predictors)
     for number, predictor in enumerate(predictors, start=1):
         if sorted(predictor.classes) != sorted(first.classes):
@@ -86,6 +86,6 @@ def _checked_weights(
 
 
 def with_views(predictor: Predictor, views: Sequence[View]) -> Predictor:
-    """Return a predictor of one model that shows it these views; where fewer than have to agree are left, all must."""
+    """Return a predictor of one model with these views; if fewer remain than must agree, all must agree."""
     fusion = predictor.tta.fusion.of_members(len(views))
     return combine([predictor], settings=predictor.tta.replace(views=tuple(views), fusion=fusion))

@@ -1,21 +1,21 @@
-"""What finds the objects of one array of pixels: a model, or several views of the image and several models combined.
+"""The detector: finds the objects in one pixel array with one model, or with several models and views combined.
 
-What surrounds it (files, thresholds, provenance: `Predictor`; tiles of an image too large for memory: `TilePredictor`)
-needs no more than these two steps:
+The code around it (files, thresholds, provenance: `Predictor`; tiles of images too large for memory: `TilePredictor`)
+uses only these two steps:
 
     prepared = detector.prepare(InputImage(pixels, facts, name))        # raises DataError for this image only
-    predictions = detector.predict([prepared, ...])                     # in the pixels of the input
+    predictions = detector.predict([prepared, ...])                     # in pixels of the input
 
 Views and models are combined in one of three ways (`TestTimeAugmentation.mode`):
 
     fuse              every model detects in every view; the predictions, mapped back, are fused (detseg.fusion)
-    merge_then_mask   the boxes of all views and models are merged; then every model gives, in every view, the mask
-                      probabilities of the merged boxes, which are turned back, averaged and thresholded. Every view
-                      goes through the network once: its features are kept for the masks
-    average_maps      the maps of all views and models, turned back, are averaged; objects are made of the mean
+    merge_then_mask   the boxes of all views and models are merged; then every model predicts, in every view, mask
+                      probabilities for the merged boxes, which are mapped back, averaged and thresholded. Every view
+                      passes through the network once: its features are kept for the masks
+    average_maps      the maps of all views and models are mapped back and averaged; objects are made from the mean
 
-Boxes may come from some of the models and masks from others, or external boxes get masks (`predict(boxes=...)`). All
-coordinates are those of the input image's pixels; a view is undone on boxes, probabilities and run-lengths, exactly.
+Boxes and masks may come from different models, and external boxes can be given masks (`predict(boxes=...)`). All
+coordinates are pixels of the input image; views are inverted exactly on boxes, probabilities and run lengths.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from detseg.models.region_segmenter import Keep, RegionSegmenter
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
 
-# Views of one size go through the network together, up to this many pixels at the network ...
+# Views of one size are batched up to this many pixels at the network's input ...
 PIXELS_AT_ONCE = 2**21
-# ... and features are kept for the masks up to this many (a pyramid of 256 channels holds about 90 bytes a pixel).
+# ... and features are kept for the masks up to this many (a pyramid of 256 channels takes about 90 bytes per pixel).
 PIXELS_KEPT = 2**23
 
 
@@ -52,10 +52,10 @@ ReadWindow = Callable[[int, int, int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image ready for the detector that made it.
+    """An image prepared for the detector that made it.
 
-    size: (height, width) of the input, in whose pixels the predictions are. key: images of one key may share a batch.
-    content: known to the detector.
+    size: (height, width) of the input; predictions are in its pixels. key: images with equal keys may share a batch.
+    content: private to the detector.
     """
 
     size: tuple[int, int]
@@ -64,18 +64,18 @@ class PreparedImage:
 
 
 class Detector:
-    """See the module.
+    """One or several models with views; see the module.
 
     Raises:
-        ConfigError: no model gives boxes, or none masks; roles or models that the mode does not allow.
+        ConfigError: no model provides boxes, or none masks; or the mode does not support the models or their roles.
     """
 
     def __init__(self, models: Sequence[ImageModel], settings: TestTimeAugmentation | None = None) -> None:
         self.models = tuple(models)
         self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes, self.gives_maps)
-        # Gets the maps of every image of `predict`, in order, before objects are made of them; not those of tiles.
+        # Called by `predict` with the maps of each image, in order, before objects are made from them; not for tiles.
         self.on_maps: Callable[[np.ndarray], None] | None = None
-        # Images are prepared, and sizes of objects estimated, by other threads than the one that predicts.
+        # Other threads prepare images and estimate object sizes while one predicts.
         self._in_use = threading.Lock()
         if self.sizing_model is not None and any(view.short for view in self.settings.views):
             raise ConfigError(NO_SHORT_VIEWS)
@@ -99,37 +99,37 @@ class Detector:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is one model, which sees every image as it is."""
+        """Whether there is a single model, which sees every image unchanged."""
         return len(self.models) == 1 and self.settings.is_plain
 
     @property
     def takes_boxes(self) -> bool:
-        """Whether `predict` gives masks to external boxes."""
+        """Whether `predict` can give masks to external boxes."""
         return all(model.segmenter.takes_boxes for model in self.models if model.gives_masks)
 
     @property
     def gives_maps(self) -> bool:
-        """Whether all models give maps, and the same ones."""
+        """Whether all models predict maps, and the same ones."""
         maps = {getattr(model.segmenter, "map_names", None) for model in self.models}
         return None not in maps and len(maps) == 1
 
     @property
     def decodes_maps(self) -> bool:
-        """Whether objects are made of maps, those of all views and models together: `maps` and `decode` then give what
-        `predict` does.
+        """Whether objects are made from the maps of all views and models together, so that `maps` and `decode` do the
+        same as `predict`.
         """
         return self.gives_maps and (self.is_plain or self.settings.mode == AVERAGE_MAPS)
 
     @property
     def decoder(self) -> MapSegmenter:
-        """The model that makes objects of maps, the first."""
+        """The model that makes objects from maps: the first."""
         segmenter = self.models[0].segmenter
         assert isinstance(segmenter, MapSegmenter)
         return segmenter
 
     @property
     def reach(self) -> int | None:
-        """MapSegmenter.reach of what decides on maps, in all views and models; None where it is not known."""
+        """The largest MapSegmenter.reach over all views and models; None if it is not known."""
         reaches = [model.segmenter.reach for model in self.models]
         if None in reaches or any(view.short for view in self.settings.views):
             return None
@@ -137,19 +137,19 @@ class Detector:
 
     @property
     def gives_soft_masks(self) -> bool:
-        """Whether `predict` can keep the probabilities of masks."""
+        """Whether `predict` can return mask probabilities."""
         is_averaged = not self.is_plain and self.settings.mode == MERGE_THEN_MASK
         return is_averaged or all(model.segmenter.gives_soft_masks for model in self.models)
 
     @property
     def sizing_model(self) -> ImageModel | None:
-        """The first model that sees images at the size of their objects, which tells it; None where none does."""
+        """The first model whose input is scaled by object size, and which therefore estimates it; None without one."""
         return next((model for model in self.models if model.size.object_size), None)
 
     def estimate_diameter(self, read: ReadWindow, parent: ParentImage) -> tuple[float, int]:
-        """The diameter of an image's objects, pixels, and of how many objects: see `inference.object_size`.
+        """Estimate the object diameter of an image in pixels, and count the objects used; see `inference.object_size`.
 
-        read: gives the pixels (h, w, C) of a window (y0, x0, y1, x1) of the image.
+        read: returns the pixels (h, w, C) of a window (y0, x0, y1, x1) of the image.
         """
         model = self.sizing_model
         assert model is not None
@@ -170,15 +170,15 @@ class Detector:
 
     @property
     def needs_overview(self) -> bool:
-        """Whether a tile's intensities depend on those of its image (`ParentImage.overview`)."""
+        """Whether the intensities of a tile depend on those of its image (`ParentImage.overview`)."""
         return any(model.preprocess.measures for model in self.models)
 
     def tile_scale(self, parent: ParentImage) -> tuple[float, float]:
-        """See ImageModel.tile_scale; that of the first model."""
+        """See ImageModel.tile_scale; of the first model."""
         return self.models[0].tile_scale(parent)
 
     def describe(self) -> dict[str, Any]:
-        """Return what provenance says beyond the model: views and modes."""
+        """Return what provenance says in addition to the model: views and modes."""
         return {} if self.is_plain else {"tta": self.settings.describe()}
 
     def check_intensities(self, image: InputImage) -> None:
@@ -187,7 +187,7 @@ class Detector:
             model.check_intensities(image)
 
     def prepare(self, image: InputImage) -> PreparedImage:
-        """Bring an image to what `predict` takes. Raises DataError where a model cannot take it."""
+        """Prepare an image for `predict`. Raises DataError if a model does not accept it."""
         inputs: list[tuple[np.ndarray, list[list[Size]]]] = []
         for index, model in enumerate(self.models):
             same = [i for i in range(index) if self.models[i].preprocess == model.preprocess]
@@ -200,7 +200,7 @@ class Detector:
         if self.is_plain:
             array = self.models[0].resized(inputs[0][0], *inputs[0][1][0])
             return PreparedImage(image.size, array.shape, array)
-        # No two images share a batch: the views of one fill it.
+        # A key of its own: the views of one image already fill a batch.
         return PreparedImage(image.size, object(), inputs)
 
     def predict(
@@ -211,11 +211,11 @@ class Detector:
         boxes: Sequence[Predictions] | None = None,
         keep: Keep | None = None,
     ) -> list[Predictions]:
-        """Find the objects of images of one key, in their own pixels; image_id and file_name are left to the caller.
+        """Find the objects of images with equal keys, in pixels of each; the caller sets image_id and file_name.
 
-        boxes: external boxes, one Predictions an image: only their masks are predicted, all are in the result. keep:
-        which objects the caller keeps by their scores and classes: others may be left out, before they have masks. All
-        take part where views and models are merged.
+        boxes: external boxes, one Predictions per image: only their masks are predicted, and the result has all of
+        them. keep: says by score and class which objects the caller keeps; others may be dropped before their masks are
+        computed. All objects take part in merging views and models.
         """
         with self._in_use:
             return self._predict(prepared, soft_masks, boxes, keep)
@@ -249,8 +249,8 @@ class Detector:
         return [self._merge_then_mask(one, None, soft_masks, keep) for one in prepared]
 
     def maps(self, prepared: Sequence[PreparedImage]) -> list[np.ndarray]:
-        """Return the mean of the maps of all views and models (M, H, W) float32 of images of one key, in their own
-        pixels; `decoder` makes objects of them.
+        """Return the maps of images with equal keys, averaged over all views and models, (M, H, W) float32 at the size
+        of each image; `decoder` makes objects from them.
         """
         with self._in_use:
             return self._maps(prepared)
@@ -272,7 +272,7 @@ class Detector:
         return means
 
     def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
-        """Every view detects, all detections are fused."""
+        """Detect in every view and fuse all detections."""
         needs_soft = soft_masks or self.settings.fusion.needs_soft_masks
         found: list[Predictions] = []
         weights: list[float] = []
@@ -285,14 +285,14 @@ class Detector:
     def _merge_then_mask(
         self, prepared: PreparedImage, boxes: Predictions | None, soft_masks: bool, keep: Keep | None = None
     ) -> Predictions:
-        """Merge boxes unless they are given, then average the masks of all views for them."""
+        """Merge boxes unless they are given, then average their masks over all views."""
         batches = [
             batch
             for batch in self._batches(prepared)
             if batch.model.gives_masks or (boxes is None and batch.model.gives_boxes)
         ]
         left = PIXELS_KEPT
-        for batch in batches:  # the features of the others are computed twice
+        for batch in batches:  # features that do not fit are computed again
             left -= batch.pixels
             batch.keep = left >= 0
         merged = boxes
@@ -316,12 +316,12 @@ class Detector:
         return result if boxes is not None else result.best_first()
 
     def _best(self, predictions: Predictions) -> Predictions:
-        """The best scores, as many as an image may have; fused predictions come by descending score."""
+        """Keep the best scores, up to the maximum per image; fused predictions are sorted by descending score."""
         most = self.settings.max_detections
         return predictions.select(np.arange(most)) if 0 < most < len(predictions) else predictions
 
     def _batches(self, prepared: PreparedImage) -> Iterator[ViewBatch]:
-        """Views of one size at the network and one model together."""
+        """Yield views of the same size and model in batches."""
         for model, (channels, sizes) in zip(self.models, prepared.content, strict=True):
             open_batches: dict[tuple[int, ...], ViewBatch] = {}
             for view, array in network_inputs(model, channels, self.settings.views, sizes):

@@ -1,4 +1,4 @@
-"""Boxes from any detector, to be given masks: a YOLO's text files, COCO results, a Predictions file."""
+"""External boxes, for which masks are predicted: YOLO text files, COCO results or a Predictions file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def read_boxes(path: str | os.PathLike[str], images: ImageList, classes: Sequenc
     """Open a file or folder of boxes for `images`.
 
     Args:
-        path: a folder of YOLO text files (`YoloBoxes`), or a JSON file: a Predictions file or COCO results, of which
-            boxes, scores and classes are taken; without boxes, those of the masks.
-        images: those to predict.
-        classes: names of the model's classes. Those of the file are matched by name; a file and a model of one class
-            each go together whatever their names.
+        path: a folder of YOLO text files (`YoloBoxes`), or a JSON file (Predictions or COCO results), of which boxes,
+            scores and classes are used; if it has no boxes, those of its masks.
+        images: the images to predict.
+        classes: the model's class names. Those of the file are matched by name; if both have a single class, these
+        match whatever their names.
 
     Raises:
-        DataError: naming the file and the problem.
+        DataError: names the file and the problem.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,8 +44,8 @@ def read_boxes(path: str | os.PathLike[str], images: ImageList, classes: Sequenc
 class YoloBoxes:
     """A folder of text files, one per image, with rows `class x y width height [confidence]`.
 
-    Coordinates are fractions of the image, x and y the centre. The file of `plate/a.png` is `plate/a.txt` or `a.txt`;
-    an image without a file has no objects, as YOLO writes it. Without a confidence the score is 1.
+    Coordinates are fractions of the image size, x and y the centre. The file of `plate/a.png` is `plate/a.txt` or
+    `a.txt`; an image without a file has no objects, as in YOLO's own output. Without a confidence the score is 1.
     """
 
     def __init__(self, folder: Path, file_names: Sequence[str], classes: Sequence[str]) -> None:
@@ -110,15 +110,15 @@ class YoloBoxes:
 
 
 class FileBoxes:
-    """Boxes of a Predictions file or COCO results, whose images are found as in scoring and fusing (`ImageIndex`).
+    """Boxes of a Predictions file or COCO results; images are matched as in scoring and fusing (`ImageIndex`).
 
-    Qualities of the file's masks are no part of the boxes' scores: the boxes get other masks.
+    The mask qualities in the file do not affect the scores, because the boxes get new masks.
     """
 
     def __init__(self, path: Path, images: ImageList, classes: Sequence[str]) -> None:
         self.path = path
         truth = None
-        if images.categories and is_plain_list(path):  # which names neither images nor categories
+        if images.categories and is_plain_list(path):  # has neither image nor category names
             pairs = sorted(images.categories.items(), key=lambda pair: pair[1])
             categories = [SimpleNamespace(id=number, name=name) for name, number in pairs]
             truth = SimpleNamespace(images=images.records, categories=categories)
@@ -135,7 +135,7 @@ class FileBoxes:
             of_image = image.boxes, image.class_scores, class_of[image.classes]
             boxes.append(Predictions(image.image_id, image.file_name, *size, *of_image))
         self._boxes = ImageIndex(boxes, str(path))
-        # Whatever the sizes: one that differs is no reason to leave out other images.
+        # Sizes are ignored here: one that differs is reported for that image only.
         if all(self._boxes.find(dataclasses.replace(image, height=0, width=0)) is None for image in images.records):
             raise DataError(
                 f"{path}: has none of the images to predict ({names_of(images.records)}), but {names_of(file.images)}; "
@@ -150,7 +150,7 @@ class FileBoxes:
         return found
 
     def _match_classes(self, own: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-        """The model's class index for every class of the file, (K,) int64."""
+        """Return the model's class index for each class of the file, (K,) int64."""
         if len(own) == len(classes) == 1:
             return np.zeros(1, dtype=np.int64)
         unknown = [name for name in own if name not in classes]

@@ -1,4 +1,4 @@
-"""Which images to predict: folders, globs, files, lists and COCO files; slices of stacks."""
+"""Lists of images to predict: folders, globs, files, lists and COCO files; slices of stacks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from detseg.images.zarr_source import is_zarr
 
 logger = logging.getLogger(__name__)
 
-# Files in subfolders that are looked at to say that there are images: a home folder may hold millions.
+# Largest number of files in subfolders that are searched for images, for a message: a home folder may hold millions.
 _MOST_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """An image that could not be predicted, and why."""
+    """An image that could not be predicted, and the reason."""
 
     file_name: str
     reason: str
@@ -40,7 +40,8 @@ class SkippedImage:
 class ImageList:
     """Images to predict.
 
-    categories, num_objects: those of the COCO file they come from, id by name and objects; nothing for plain files.
+    categories, num_objects: of the COCO file the images come from, id by name and number of objects; empty and 0 for
+    plain files.
     """
 
     records: list[ImageRecord]
@@ -49,7 +50,7 @@ class ImageList:
 
     @classmethod
     def of_dataset(cls, dataset: CocoDataset, fields: Mapping[str, Any] | None = None) -> ImageList:
-        """All images of a data set; fields: see `find_images`."""
+        """Return all images of a data set; fields: see `find_images`."""
         records = [
             dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
         ]
@@ -57,9 +58,9 @@ class ImageList:
         return cls(records, categories, dataset.num_objects)
 
     def match(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """COCO categories of a model's classes, in their order: the data's ids where it has all these names.
+        """Return COCO categories for a model's classes, in their order: with the data set's ids if it has all names.
 
-        Else they count from 1, which is said where the data has names of its own.
+        Otherwise ids count from 1, with a warning if the data set has other names.
         """
         if self.categories and set(classes) <= set(self.categories):
             return [{"id": self.categories[name], "name": name} for name in classes]
@@ -75,21 +76,21 @@ class ImageList:
 def find_images(
     paths: Sequence[str], *, image_root: str | None = None, fields: Mapping[str, Any] | None = None
 ) -> ImageList:
-    """Find images.
+    """Find the images to predict.
 
     Args:
-        paths: one COCO JSON file, or any number of image files, folders (their images, not those of subfolders),
-            globs (`**` goes into subfolders) and lists: text files (.txt) with one of these a line, relative to the
-            folder of the list; empty lines and those that begin with # are left out. A Zarr folder is one image.
-        image_root: folder of the COCO file's images, where it is not the one that the file says.
-        fields: what holds for all images and overrides what the COCO file says: `pixel_size`, `plane`.
+        paths: one COCO JSON file, or any number of image files, folders (without subfolders), globs (`**` includes
+            subfolders) and lists: text files (.txt) with one of these per line, relative to the folder of the list;
+            empty lines and lines that begin with # are skipped. A Zarr folder is one image.
+        image_root: folder of the COCO file's images, if it is not the one given in the file.
+        fields: values for all images that override the COCO file's: `pixel_size`, `plane`.
 
     Returns:
-        Records in a fixed order (sorted within every path, duplicates once). Of plain files the image id counts
-        from 1, the file name is relative to the folder that all of them share, and height and width are 0 (unknown).
+        Records in a fixed order (sorted within every path, without duplicates). For plain files the image ids count
+        from 1, file names are relative to the folder common to all, and height and width are 0 (unknown).
 
     Raises:
-        DataError: a path that does not exist or holds no image.
+        DataError: a path does not exist or contains no image.
     """
     if any(path.lower().endswith((".json", ".json.gz")) for path in paths):
         if len(paths) > 1:
@@ -117,13 +118,14 @@ def find_images(
 
 
 def expand_stacks(images: ImageList, *, z: range | None, t: range | None) -> ImageList:
-    """Make every slice and point in time of stacks an image of its own.
+    """Make every slice and time point of stacks an image of its own.
 
-    z, t: which, from 0 on, cut to those that a file has; None leaves the axis as it is. File names get `_t003` and
-    `_z012` before their suffix, ids count from 1. What cannot be opened so stays one image, for the reader to refuse.
+    z, t: the indices to take, from 0, limited to those that a file has; None leaves the axis unchanged. File names get
+    `_t003` and `_z012` before their suffix, ids count from 1. A file that cannot be opened in this way stays one image,
+    and reading it raises the error.
 
     Raises:
-        DataError: the images are those of a COCO file, which says itself which plane each is.
+        DataError: the images come from a COCO file, which already gives the plane of each.
     """
     if images.categories:
         raise DataError(
@@ -138,7 +140,7 @@ def expand_stacks(images: ImageList, *, z: range | None, t: range | None) -> Ima
 
 
 def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield file name and fields of an image for each plane ({"t": 3, "z": 12}) that is asked for and that it has."""
+    """Yield the file name and fields of an image for each requested plane ({"t": 3, "z": 12}) that it has."""
     wanted = {letter: numbers for letter, numbers in asked.items() if numbers is not None}
     own = record.metadata.get(PLANE, {})
     first = {**record.metadata, PLANE: {**own, **dict.fromkeys(wanted, 0)}}
@@ -161,7 +163,7 @@ def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> Iterator[
 
 
 def _expand(text: str, in_list: bool = False) -> list[Path]:
-    """The image files of one file, folder, glob or list; sorted, those of a list in its order."""
+    """Return the image files of one file, folder, glob or list; sorted, those of a list in its order."""
     path = Path(os.path.expanduser(text))
     check_regular(path)
     if is_zarr(path):
@@ -170,7 +172,7 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
         found = [
             entry
             for entry in path.iterdir()
-            # Hidden files are none, as ._a.png, which macOS adds on other file systems; glob leaves them out, too.
+            # Skip hidden files, such as ._a.png, which macOS adds on other file systems; globs skip them as well.
             if not entry.name.startswith(".")
             and ((entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry))
         ]
@@ -185,7 +187,7 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
                 sum(below.values()),
                 globs,
             )
-    elif os.path.isfile(path):  # which, unlike that of Path, takes names of any length
+    elif os.path.isfile(path):  # unlike Path.is_file, accepts names of any length
         return _listed(path) if path.suffix.lower() == ".txt" and not in_list else [path]
     elif glob.has_magic(text):
         found = [entry for entry in matching(text) if entry.is_file() or is_zarr(entry)]
@@ -201,7 +203,7 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
 
 
 def _images_below(folder: Path) -> dict[str, int]:
-    """Return how many images the subfolders of a folder hold, by suffix, as globs match it; of huge trees not all."""
+    """Count images in subfolders by suffix, as a glob would match them; in huge trees not all of them."""
     counts: Counter[str] = Counter()
     looked_at = 0
     for parent, folders, files in os.walk(folder):
@@ -215,7 +217,7 @@ def _images_below(folder: Path) -> dict[str, int]:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The images that a list names; those that do not exist are kept, for the reader to refuse."""
+    """Return the images in a list file; missing ones are kept, and reading them raises the error."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

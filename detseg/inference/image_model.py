@@ -1,4 +1,4 @@
-"""A model together with what its images go through before: channels, scaling, inversion, size."""
+"""A model together with the preprocessing of its images: channels, scaling, inversion, size."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from detseg.models.base import Segmenter
 
 logger = logging.getLogger(__name__)
 
-# Images with intensities that do not fit are named up to this many times; of a folder all are usually alike.
+# At most this many images with unsuitable intensities are named: usually all images of a folder are alike.
 _NAMED = 3
-# Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
+# Tiled images are not scaled below this unless requested: little would be left of a cell.
 LEAST_SCALE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class ParentImage:
-    """The image that tiles are cut from, which decides on their scale at the network and on their intensities.
+    """The image that tiles are cut from, which determines their scale and intensities.
 
-    size: (height, width). facts, name: as of InputImage. overview: pixels (h, w, C) from all over it; None where no
-    model asks for them. scale: pixels at the network per pixel; None: as the model would see the whole image. levels:
-    what models measured on the overview.
+    size: (height, width). facts, name: see InputImage. overview: pixels (h, w, C) sampled from the whole image; None if
+    no model needs them. scale: network pixels per image pixel; None: as for the whole image. levels: what models
+    measured on the overview.
     """
 
     size: tuple[int, int]
@@ -56,9 +56,9 @@ class ParentImage:
 class InputImage:
     """An image, or a tile of one.
 
-    pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `images.reading.read_picture` gives
-    them (`pixel_size`, `channel_names`), and `object_diameter` where the model goes by it. name: for messages. parent:
-    the image that this is a tile of, if it is one.
+    pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as returned by `images.reading.read_picture`
+    (`pixel_size`, `channel_names`), and `object_diameter` if the model scales images by it. name: for messages. parent:
+    the image that this is a tile of, if any.
     """
 
     pixels: np.ndarray
@@ -74,17 +74,17 @@ class InputImage:
 
 @dataclass
 class ImageModel:
-    """A model with the preprocessing of its images, and what it is asked for where several models are combined.
+    """A model with the preprocessing of its images, and its role if several models are combined.
 
-    segmenter: any model; it is predicted with where it is (its device) and never trained here. preprocess: channels,
-    scaling and inversion, as in training. size: at which the network sees images. precision: see `inference.precision`;
-    "auto" becomes what it takes. intensities: what the model knows; None warns of nothing. weight: of its boxes and
-    masks among those of other models. gives_boxes, gives_masks: whether it is asked for them. places: of its classes
-    among those of the models that it is combined with; None: the same. typical_diameter: of the objects of the training
-    images, pixels of their files; None where that is not known; see `data.object_size`.
+    segmenter: any model; it predicts on its present device and is never trained here. preprocess: channels, scaling and
+    inversion, as in training. size: of images at the network's input. precision: see `inference.precision`; "auto" is
+    replaced by the chosen one. intensities: of the training images; None disables warnings. weight: of its boxes and
+    masks relative to other models'. gives_boxes, gives_masks: whether they are used. places: of its classes among those
+    of the combined models; None: the same. typical_diameter: of the objects in the training images, in pixels of their
+    files; None if not known; see `data.object_size`.
 
     Raises:
-        ConfigError: a precision that does not exist.
+        ConfigError: an unknown precision.
     """
 
     segmenter: Segmenter
@@ -105,14 +105,14 @@ class ImageModel:
             self.precision = choose_precision(self.segmenter, {})
 
     def network_size(self, image: InputImage, view: View = PLAIN) -> tuple[int, int]:
-        """Return (height, width) at which the network sees an image, before the view turns it."""
+        """Return (height, width) of an image at the network's input, before the view's symmetry is applied."""
         if image.parent is None:
             return self._whole_size(image.size, image.facts, image.name, view)
         y, x = self.tile_scale(image.parent, view)
         return max(round(image.size[0] * y), 1), max(round(image.size[1] * x), 1)
 
     def object_scale(self, facts: Mapping[str, Any]) -> float:
-        """Pixels at the network per pixel of an image, by the diameter of its objects or else the typical one."""
+        """Network pixels per image pixel, from the diameter of the image's objects, else from the typical one."""
         diameter = facts.get(DIAMETER) or self.typical_diameter or self.size.object_size
         return object_scale(self.size.object_size, diameter)
 
@@ -129,7 +129,7 @@ class ImageModel:
         return max(round(height * view.scale), 1), max(round(width * view.scale), 1)
 
     def tile_scale(self, parent: ParentImage, view: View = PLAIN) -> tuple[float, float]:
-        """Return pixels at the network per pixel (y, x) of a tile. Raises DataError where that is not known."""
+        """Return network pixels per tile pixel (y, x). Raises DataError if that is not known."""
         if parent.scale is not None:
             return parent.scale * view.scale, parent.scale * view.scale
         if self.size.object_size:
@@ -149,7 +149,7 @@ class ImageModel:
         return height / parent.size[0], width / parent.size[1]
 
     def channels(self, image: InputImage) -> np.ndarray:
-        """Return the image (H, W, C) at its own size, channels chosen and scaled; a single channel is not repeated."""
+        """Return the image (H, W, C) at its own size with channels selected and scaled; one channel is not repeated."""
         about = {"source": image.name, "facts": image.facts}
         levels = None
         if image.parent is not None and image.parent.overview is not None:
@@ -160,12 +160,12 @@ class ImageModel:
         return self.preprocess.prepare(image.pixels, levels=levels, **about)
 
     def resized(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Return what the network takes (height, width, num_channels), of what `channels` gave."""
+        """Resize the result of `channels` to the network's input (height, width, num_channels)."""
         return self.preprocess.expand(resize_image(channels, *size))
 
     def check_intensities(self, image: InputImage) -> None:
-        """Warn where an image, or rows from all over one, is far brighter or darker than what the model knows."""
-        if self.intensities is None or self.preprocess.scaling == "percentile":  # which fits every image
+        """Warn if an image, or rows sampled from a large one, is far brighter or darker than the training images."""
+        if self.intensities is None or self.preprocess.scaling == "percentile":  # adapts to every image
             return
         height, width = image.size
         step = max(math.isqrt(height * width // 2**20), 1)
@@ -184,5 +184,5 @@ class ImageModel:
             )
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which the model computes with its precision."""
+        """Return the context in which the model computes with its precision."""
         return computing(self.segmenter, self.precision)

@@ -1,4 +1,4 @@
-"""From run folders and weights files to models that can predict."""
+"""Load models for prediction from run folders and weights files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_run_folder(folder: Path) -> Path:
-    """The run that a folder is, or the newest of those that it holds (runs/NAME/001, 002, ...), which is logged.
+    """Return the run in a folder: the folder itself, or the newest of its runs (runs/NAME/001, 002, ...), with a
+    message.
 
     Raises:
-        RunError: neither.
+        RunError: it is neither.
     """
     if (folder / CONFIG_FILE).is_file():
         return folder
@@ -46,10 +47,10 @@ def find_run_folder(folder: Path) -> Path:
 
 
 def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
-    """The file of a run's "best" or "last" checkpoint, or a file by its path or its name in the run.
+    """Return the file of a run's "best" or "last" checkpoint, or a file given by its path or its name in the run.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no such file.
     """
     folder = run / "checkpoints"
     best, last = folder / "best.pth", folder / "last.pth"
@@ -70,15 +71,15 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
 def load_model(
     weights: str | os.PathLike[str], cfg: Config | None = None, *, device: str = "auto", is_of_run: bool = False
 ) -> dict[str, Any]:
-    """Load the model of a weights file, in evaluation mode and on its device; return arguments of Predictor.from_model.
+    """Load the model of a weights file in evaluation mode on its device; return arguments for Predictor.from_model.
 
     Args:
         weights, cfg, device: see `Predictor.from_checkpoint`.
-        is_of_run: `cfg` is that of the training, not one that was asked for.
+        is_of_run: `cfg` is the configuration of the training, not one given by the user.
 
     Raises:
         WeightsError: the file cannot be read, does not fit, or has no configuration and none was given.
-        ConfigError: the configuration cannot be predicted with here.
+        ConfigError: the configuration is not valid for prediction here.
     """
     path = resolve_weights(weights)
     state = _stored_state(path, cfg)
@@ -98,7 +99,7 @@ def load_model(
     model = build_model(cfg)
     _load(model, state, path, cfg)
     intensities = IntensityRange.from_plain(state.get("intensities"))
-    if intensities is None:  # the file does not say: those that its normalization suits
+    if intensities is None:  # not stored in the file: derived from the normalization
         intensities = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     return {
         "model": model.to(target).prefer_speed().eval(),
@@ -119,8 +120,8 @@ def load_model(
 
 
 def _stored_state(path: Path, cfg: Config | None) -> dict[str, Any]:
-    """What a checkpoint of detseg holds. With a configuration the file may be another program's, which `load_weights`
-    reads: then nothing.
+    """Return the content of a detseg checkpoint; {} if a configuration is given and the file is another program's,
+    which `load_weights` reads.
     """
     try:
         return load_checkpoint(path)
@@ -131,7 +132,7 @@ def _stored_state(path: Path, cfg: Config | None) -> dict[str, Any]:
 
 
 def _load(model: Segmenter, state: Mapping[str, Any], path: Path, cfg: Config) -> None:
-    # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
+    # last.pth of a run with SOLVER.EMA: use the averaged weights, which are also evaluated and kept as the best.
     stored = state["ema"]["model"] if state.get("ema") else state.get("model")
     if stored is None:
         load_weights(model, path, cfg=cfg)
@@ -140,10 +141,10 @@ def _load(model: Segmenter, state: Mapping[str, Any], path: Path, cfg: Config) -
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:
-    """The names of the checkpoint, else of the configuration, else "class 1" and so on.
+    """Return the class names of the checkpoint, else of the configuration, else "class 1" and so on.
 
     Raises:
-        WeightsError: their number is not the model's.
+        WeightsError: their number does not match the model.
     """
     number = num_classes(cfg)
     names = list(stored or cfg.DATASETS.CLASSES) or [f"class {index + 1}" for index in range(number)]

@@ -1,11 +1,11 @@
-"""Maps of a large image: those of tiles that overlap, blended to one, of which a window at a time is in memory.
+"""Maps of a large image, blended from those of overlapping tiles, one window at a time in memory.
 
-Where two tiles show the same pixels, one fades into the other, but not where the cut side of a tile is so near that the
-network misses what is beyond: there the other tile decides. Where both say the same, so does the blend, to the bit.
-Hence, where tiles share twice the model's reach, the maps are those of the whole image.
+In the overlap of two tiles one fades into the other, except near the cut side of a tile, where the network lacks the
+context beyond it: there only the other tile counts. Equal values stay bit-identical. Hence, if tiles share twice the
+model's reach, the maps are those of the whole image.
 
-Objects are made of windows, far larger than tiles; most images are one. The same maps are in the area that two windows
-show, so that `stitching` finds the same objects in it.
+Objects are made in windows, far larger than tiles; most images are a single one. The maps in the overlap of two windows
+are the same, so that `stitching` finds the same objects in both.
 
 Symbols: M maps; tiles and windows in pixels of the image.
 """
@@ -20,20 +20,20 @@ import numpy as np
 
 from detseg.inference.tiling import Tile, TileGrid, make_grid
 
-# Numbers in the maps of a window: three maps of 4096 x 4096 pixels take 200 MB, and decoding them some times that.
+# Values in the maps of a window: three maps of 4096 x 4096 pixels take 200 MB, and decoding them several times that.
 WINDOW_VALUES = 2**26
 LARGEST_WINDOW = 4096
-# Pixels that windows share: what is decoded near a side of a window may be cut there.
+# Pixels that windows share: objects near a side of a window may be cut there.
 WINDOW_OVERLAP = 512
-# Numbers in the maps of tiles that are kept for the next windows; those beyond are computed again.
+# Values in the maps of tiles that are kept for later windows; others are computed again.
 KEPT_VALUES = 2**28
 
-# Gives the maps (M, h, w) float32 of tiles, in their order.
+# Computes the maps (M, h, w) float32 of tiles, in their order.
 TileMaps = Callable[[Sequence[Tile]], Iterable[np.ndarray]]
 
 
 def window_grid(height: int, width: int, count: int) -> TileGrid:
-    """Cut an image into the windows of which objects are made; count: of the maps."""
+    """Cut an image into windows for decoding; count: number of maps."""
     edge = min(math.isqrt(WINDOW_VALUES // count), LARGEST_WINDOW)
     if height * width <= edge**2:
         edge = max(height, width, 2)
@@ -41,13 +41,13 @@ def window_grid(height: int, width: int, count: int) -> TileGrid:
 
 
 class BlendedMaps:
-    """The maps of windows, which are asked for once each; tiles that several windows show are computed once.
+    """The maps of windows, each requested once; tiles that several windows need are computed once.
 
     Args:
         grid: of tiles.
-        windows: all that will be asked for.
+        windows: all windows that will be requested.
         maps_of: see TileMaps.
-        reach: pixels of the image around a pixel that decide on its maps (y, x); None where that is not known.
+        reach: distance in image pixels (y, x) within which the input affects the maps at a pixel; None if not known.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BlendedMaps:
         return blended
 
     def _rows(self, window: Tile) -> list[list[Tile]]:
-        """The tiles that show a part of a window, row by row."""
+        """Return the tiles that overlap a window, row by row."""
         columns = [c for c, (x0, x1) in enumerate(self.grid.columns) if x0 < window.x1 and x1 > window.x0]
         rows = [r for r, (y0, y1) in enumerate(self.grid.rows) if y0 < window.y1 and y1 > window.y0]
         return [[self.grid[row * len(self.grid.columns) + column] for column in columns] for row in rows]
@@ -96,9 +96,10 @@ class BlendedMaps:
 
 
 def _lay(canvas: np.ndarray, piece: np.ndarray, origin: int, start: int, end: int, reach: int | None) -> None:
-    """Put a piece (M, r, n) that begins at `start` on a canvas (M, r, w) that begins at `origin`, as far as they meet.
+    """Blend a piece (M, r, n) that begins at `start` into a canvas (M, r, w) that begins at `origin`, where they
+    overlap.
 
-    end: where what is there already ends. From `start` to there the one fades into the other.
+    end: end of the canvas's existing content. From `start` to there, the content fades into the piece.
     """
     low, high = max(start, origin), min(start + piece.shape[2], origin + canvas.shape[2])
     piece, there = piece[:, :, low - start : high - start], canvas[:, :, low - origin : high - origin]
@@ -107,13 +108,13 @@ def _lay(canvas: np.ndarray, piece: np.ndarray, origin: int, start: int, end: in
     if common:
         weight = _fade(end - start, reach)[low - start :][:common]
         both = there[:, :, :common]
-        # In this form what is equal stays so; and a weight of 1 takes the piece as it is.
+        # In this form equal values stay equal, and a weight of 1 takes the piece unchanged.
         mixed = both + weight * (piece[:, :, :common] - both)
         both[:] = np.where(weight == 1, piece[:, :, :common], mixed)
 
 
 def _fade(shared: int, reach: int | None) -> np.ndarray:
-    """Return the weight (shared,) float32 of the second of two tiles in the pixels that both show, from 0 to 1."""
+    """Return the weight (shared,) float32 of the second of two tiles in their overlap, from 0 to 1."""
     margin = reach if reach is not None and 2 * reach <= shared else shared // 4
     place = np.arange(shared) + 0.5
     if shared - 2 * margin < 1:

@@ -1,10 +1,12 @@
-"""The diameter of an image's objects, found by the model itself before it predicts the image (INPUT.OBJECT_SIZE).
+"""Estimate the diameter of an image's objects with the model itself, before predicting the image (INPUT.OBJECT_SIZE).
 
-A network that was trained with objects of one size still finds most of them at a quarter to three times that size, and
-its boxes are as large as the objects there. So it looks at the image with objects of 0.7 times the size of training
-where the image is a typical one, at half of its pixels; the boxes that it is sure of say how large they are, and with
-that it looks again, until what it finds has the size that was looked for. Only where it is sure of little, other sizes
-are tried, and the one counts that gives the strongest evidence. Large images are looked at in a few windows.
+A network trained with objects of one size still finds most objects of a quarter to three times that size, with boxes of
+the right size. So it first detects at a scale at which the objects of a typical image have 0.7 times the size in
+training, which takes half the pixels; the confident boxes give the object size, and it detects again at the scale for
+that size, until the size found agrees with the one expected. Only if few boxes are confident, other sizes are tried,
+and the one with the strongest evidence is used. Large images are sampled in a few windows.
+
+A "look" is one such detection at one scale.
 """
 
 from __future__ import annotations
@@ -21,30 +23,30 @@ from detseg.models.base import Segmenter
 from detseg.models.region_segmenter import RegionSegmenter
 from detseg.structures.boxes import box_area, depth_in_window
 
-# Scores from which on a box counts.
+# Lowest score of a box that counts.
 CONFIDENT = 0.5
-# Looks are made for objects of the size of training times this, which takes half of the pixels. On validation images of
-# DSB2018 a factor of 0.5 doubled the errors, as did 1, with which looks of objects too large end too early.
+# Objects in a look have this times their size in training, which takes half the pixels. On validation images of DSB2018
+# a factor of 0.5 doubled the errors, as did 1, with which looks at too large objects end too early.
 COARSE = 0.7
-# Octaves by which boxes may differ from that size without another look, and looks at most.
+# Octaves by which boxes may differ from the expected size without another look, and the largest number of looks.
 AGREES, LOOKS = 0.5, 4
-# A look is sure with so many boxes of this mean score; else it is repeated at sizes so many times as large and small.
+# A look is sure with this many boxes of this mean score; otherwise it is repeated with sizes multiplied by the others.
 SURE_OBJECTS, SURE_SCORE, OTHER_SIZES = 3, 0.75, (4.0, 0.25)
-# Edge of a window, pixels at the network; how many are looked at, unless there are so many objects in fewer.
+# Edge of a window in network pixels; largest number of windows, and of objects after which no more are needed.
 WINDOW, MOST_WINDOWS, ENOUGH = 320, 8, 24
-# The shorter edge of an image is not shrunk further, pixels at the network.
+# Smallest size of an image's shorter edge in a look, in network pixels.
 _LEAST_EDGE = 32
 
-# Gives the network's input (h, w, C), of the rows y0 to y1 and the columns x0 to x1 of the image, at a size (h, w).
+# Returns the network's input (h, w, C) for a window (y0, x0, y1, x1) of the image, resized to (h, w).
 Reader = Callable[[tuple[int, int, int, int], tuple[int, int]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was found at a scale (pixels at the network per pixel of the image).
+    """The objects found at one scale (network pixels per image pixel).
 
-    boxes: (N, 4) float32 XYXY of confident ones, in pixels of the image, of any origin. scores: (N,). area: pixels of
-    the image that were looked at.
+    boxes: (N, 4) float32 XYXY of confident ones, in image pixels, of any origin. scores: (N,). area: image pixels that
+    were examined.
     """
 
     scale: float
@@ -54,7 +56,7 @@ class Look:
 
     @property
     def evidence(self) -> float:
-        """Number of objects times how sure they are, per pixel of the image."""
+        """Number of objects times their mean score, per image pixel."""
         return float((self.scores - CONFIDENT).sum()) / self.area
 
     @property
@@ -69,17 +71,17 @@ class Look:
 def estimate_diameter(
     segmenter: Segmenter, read: Reader, size: tuple[int, int], *, object_size: float, typical: float
 ) -> tuple[float, int]:
-    """Estimate the diameter of the objects of an image, pixels of the image.
+    """Estimate the diameter of the objects of an image, in its pixels.
 
     Args:
-        segmenter: in evaluation mode, within the context of its number format.
+        segmenter: in evaluation mode, in the context of its number format.
         read: see `Reader`.
         size: (height, width) of the image.
-        object_size: INPUT.OBJECT_SIZE, at which it was trained.
-        typical: of the training images, pixels: where to begin, and what counts where nothing is found.
+        object_size: INPUT.OBJECT_SIZE of the training.
+        typical: diameter in the training images, pixels: the start value, and the result if nothing is found.
 
     Returns:
-        the diameter, and the number of objects that it is of; 0 where it is `typical`.
+        the diameter, and the number of objects it is based on; 0 if it is `typical`.
     """
     goal = COARSE * object_size
 
@@ -87,7 +89,7 @@ def estimate_diameter(
         return _look(segmenter, read, size, _within_limits(goal / diameter, size))
 
     def settle(found: Look) -> Look:
-        """Look again with the size that was found until it is found again."""
+        """Repeat the look with the size just found, until the two agree."""
         for _ in range(LOOKS - 1):
             if not len(found.scores) or abs(math.log2(found.diameter * found.scale / goal)) <= AGREES:
                 break
@@ -102,7 +104,7 @@ def estimate_diameter(
         if not best.is_sure:
             others = [settle(look(typical * factor)) for factor in OTHER_SIZES]
             best = max([best, *others], key=lambda one: one.evidence)
-    except OutputError:  # the prediction itself will meet it, and say which image it is
+    except OutputError:  # the prediction itself will raise it again, with the name of the image
         return typical, 0
     return image_diameter(best.boxes, typical), len(best.boxes)
 
@@ -123,7 +125,7 @@ def _look(segmenter: Segmenter, read: Reader, size: tuple[int, int], scale: floa
             (found,) = segmenter.cache_features([image], [(y1 - y0, x1 - x0)]).predict(masks=False)
         else:
             (found,) = segmenter.predict([image], [(y1 - y0, x1 - x0)])
-        # What the side of a window cuts is larger than it looks.
+        # Boxes cut by the side of a window are too small.
         depth = depth_in_window(found.boxes + np.float32([x0, y0, x0, y0]), (x0, y0, x1, y1), *size)
         kept = (depth * scale > 1) & (found.scores >= CONFIDENT)
         boxes.append(found.boxes[kept])
@@ -135,7 +137,7 @@ def _look(segmenter: Segmenter, read: Reader, size: tuple[int, int], scale: floa
 
 
 def _windows(size: tuple[int, int], scale: float) -> Iterator[tuple[int, int, int, int]]:
-    """(y0, x0, y1, x1) of windows spread over an image, far ones one after the other; the whole image where it fits."""
+    """Yield windows (y0, x0, y1, x1) spread over an image, distant ones first; the whole image if it fits."""
     edges = [
         np.linspace(0, edge, max(math.ceil(edge * scale / WINDOW - 0.5), 1) + 1).round().astype(int) for edge in size
     ]

@@ -1,9 +1,9 @@
-"""Number formats of prediction, and which of them `auto` takes: the fastest that finds objects as well as float32.
+"""Number formats of prediction, and how `auto` chooses the fastest one that finds objects as well as float32.
 
-In half precision the convolutions of a processor with bfloat16, or of a GPU, take half the time or less. Where only the
-mask head computes in it (`bfloat16_masks`), boxes and scores are those of float32 to the last bit, and a few pixels at
-the borders of masks are others. Whether the boxes of a trained model bear it too is measured at the end of its training
-(`object_ap_of_precisions` of final_metrics.json).
+On CPUs with bfloat16, and on GPUs, convolutions in half precision take at most half the time. If only the mask head
+uses it (`bfloat16_masks`), boxes and scores are bit-identical to float32, and a few pixels at mask borders differ.
+Whether a trained model's boxes tolerate it too is measured at the end of its training (`object_ap_of_precisions` in
+final_metrics.json).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ AUTO, FULL, OF_MASKS = "auto", "float32", "_masks"
 PRECISIONS = (FULL, *DTYPES, *(f"{name}{OF_MASKS}" for name in DTYPES))
 # In final_metrics.json: object AP by precision.
 MEASURED = "object_ap_of_precisions"
-# Object AP on the validation images that a faster format may cost.
+# Largest loss in object AP on the validation images that is accepted for a faster format.
 TOLERANCE = 0.001
 
 
 def check_precision(name: str) -> None:
-    """Raise ConfigError for a precision that does not exist."""
+    """Raise ConfigError for an unknown precision."""
     if name not in (AUTO, *PRECISIONS):
         raise ConfigError(f"the precision is {name!r}; expected one of {AUTO}, {', '.join(PRECISIONS)}")
 
 
 def precisions_of(segmenter: Segmenter) -> list[str]:
-    """The precisions that pay for a model where it is, the fastest first; the last is float32."""
+    """Return the precisions that are worthwhile for a model on its device, fastest first; the last is float32."""
     half = automatic_dtype(segmenter.device)
     name = next((name for name, dtype in DTYPES.items() if dtype == half), None)
     if name is not None and isinstance(segmenter, MapSegmenter):
@@ -50,9 +50,9 @@ def is_equal(object_ap: float, of_float32: float) -> bool:
 
 
 def choose_precision(segmenter: Segmenter, measured: Mapping[str, float]) -> str:
-    """The fastest precision that is as good as float32.
+    """Return the fastest precision that is as good as float32.
 
-    measured: object AP by precision. Of a model that nothing was measured of, only the masks are computed faster.
+    measured: object AP by precision. Without measurements only the masks are computed faster.
     """
     for name in precisions_of(segmenter):
         if name in measured and FULL in measured:
@@ -65,9 +65,9 @@ def choose_precision(segmenter: Segmenter, measured: Mapping[str, float]) -> str
 
 @contextmanager
 def computing(segmenter: Segmenter, precision: str) -> Iterator[None]:
-    """The context in which a model predicts with a precision other than auto."""
+    """Context in which a model predicts with a precision other than auto."""
     dtype = DTYPES.get(precision.removesuffix(OF_MASKS))
-    if dtype is None:  # not every kind of device knows autocast, even one that is switched off
+    if dtype is None:  # some device types do not support autocast, even when disabled
         yield
     elif precision.endswith(OF_MASKS):
         segmenter.mask_dtype = dtype

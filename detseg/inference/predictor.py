@@ -1,4 +1,4 @@
-"""A trained model together with all that its images and predictions go through.
+"""A trained model together with all processing of its images and predictions.
 
 image file --(read_picture)--> (H, W, C) --(Detector: channels, size, model)--> Predictions at the size of the file
 --(Postprocess, if any)--> Predictions
@@ -47,15 +47,15 @@ from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# External boxes for an image of (height, width): in its pixels, with classes and scores.
+# Returns the external boxes for an image of (height, width), in its pixels, with classes and scores.
 BoxLookup = Callable[[ImageRecord, int, int], Predictions]
 
 
 @dataclass(frozen=True)
 class _OpenedImage:
-    """An image ready for the detector, or open for reading tiles, or why it cannot be predicted.
+    """An image that is ready for the detector or open for reading tiles, or the reason why it cannot be predicted.
 
-    facts: what is known of it. boxes: external ones.
+    facts: known properties of the image. boxes: external ones.
     """
 
     record: ImageRecord
@@ -65,22 +65,22 @@ class _OpenedImage:
 
 
 class Predictor:
-    """Predicts images, one by one or many.
+    """Predict images, one by one or many.
 
     Args:
         model: with its preprocessing.
-        classes: names of the classes by index.
-        postprocess: applied to all predictions; None gives the model's own.
-        provenance: plain values that every Predictions carries (hashes of config and weights, engine).
-        tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
+        classes: class names by index.
+        postprocess: applied to all predictions; None returns the model's own.
+        provenance: plain values added to every Predictions (hashes of config and weights, engine).
+        tta: test-time augmentation; None, or the unchanged image as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
-        diameter: of the objects of all images, in pixels of their files, for a model with INPUT.OBJECT_SIZE; None: it
-            is estimated image by image, where an image's facts do not say it. The attribute may be replaced.
-        trained_images: those that the model was trained with, None where they are not known.
+        diameter: of the objects in all images, in pixels of their files, for a model with INPUT.OBJECT_SIZE; None: it
+        is estimated for each image, unless the image's facts give it. The attribute may be replaced.
+        trained_images: the images that the model was trained with, None if not known.
 
     Raises:
-        ConfigError: a postprocess of other classes, a mode of augmentation that the model does not allow.
-        DataError: a diameter that is none.
+        ConfigError: the postprocess has other classes, or the model does not support the augmentation mode.
+        DataError: an invalid diameter.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Predictor:
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = None if postprocess is None else postprocess.for_classes(classes)
-        self.trained_images = (trained_images,)  # of every model
+        self.trained_images = (trained_images,)  # one entry per model
         self.diameter = None if diameter is None else check_diameter(diameter, "the predictor")
         self.provenance = {"detseg_version": __version__, **(provenance or {})}
 
     @property
     def model(self) -> Segmenter:
-        """The model; of several that are combined, the first."""
+        """The model; if several are combined, the first."""
         return self.detector.models[0].segmenter
 
     @classmethod
@@ -124,10 +124,10 @@ class Predictor:
         trained_images: TrainedImages | None = None,
         typical_diameter: float | None = None,
     ) -> Predictor:
-        """A predictor with the options of a configuration, around a model that is there already.
+        """Return a predictor for a model that is already loaded, with the options of a configuration.
 
-        precision, intensities, typical_diameter: see ImageModel; the provenance says which precision it is. augmented:
-        whether images are augmented where TEST.AUG says so.
+        precision, intensities, typical_diameter: see ImageModel; the provenance records the precision. augmented:
+        whether TEST.AUG is applied.
         """
         tta = TestTimeAugmentation.from_options(options.augmentation)
         image_model = ImageModel(
@@ -153,18 +153,18 @@ class Predictor:
         postprocess: bool | str | os.PathLike[str] = True,
         precision: str = AUTO,
     ) -> Predictor:
-        """The model of a run folder, with the thresholds that its training chose.
+        """Return a predictor for the model of a run folder, with the thresholds that its training chose.
 
         Args:
             folder: a run (`runs/quickstart_mask_rcnn/003`), or the folder of its runs: then the newest one.
-            device: "auto" (CUDA where there is one), "cpu", "cuda:1" ...
-            checkpoint: "best" (the last one where the run has no evaluation yet), "last", or a file.
+            device: "auto" (CUDA if available), "cpu", "cuda:1" ...
+            checkpoint: "best" (the last one if the run has no evaluation yet), "last", or a file.
             postprocess: True: the run's postprocess.yaml if it has one; False: none; or a file.
             precision: "float32", "bfloat16" and others, or "auto": that of the run's evaluation (TEST.PRECISION), see
                 `inference.precision`.
 
         Raises:
-            RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
+            RunError: the folder has no run, or the run no checkpoint. WeightsError, ConfigError: they do not fit.
         """
         run = find_run_folder(Path(folder))
         cfg = load_config(run / CONFIG_FILE)
@@ -175,7 +175,7 @@ class Predictor:
         elif postprocess is True:
             logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
         chosen = None if file is None else Postprocess.load(file)
-        if precision == AUTO:  # as in the evaluation that chose the thresholds
+        if precision == AUTO:  # use that of the evaluation that chose the thresholds
             precision = cfg.TEST.PRECISION
         if precision == AUTO and (run / METRICS_FILE).is_file():
             measured = read_json(run / METRICS_FILE).get(MEASURED, {})
@@ -192,7 +192,7 @@ class Predictor:
         postprocess: Postprocess | None = None,
         precision: str = AUTO,
     ) -> Predictor:
-        """The model of a weights file.
+        """Return a predictor for the model of a weights file.
 
         Args:
             weights: a checkpoint of detseg; other state_dict files need `cfg`.
@@ -205,7 +205,7 @@ class Predictor:
         return cls.from_model(**loaded, postprocess=postprocess, precision=precision)
 
     def move_to(self, device: torch.device | str, precision: str = AUTO) -> None:
-        """Predict on another device from now on; precision: as of `from_checkpoint`."""
+        """Predict on another device from now on; precision: see `from_checkpoint`."""
         for model in self.detector.models:
             model.segmenter.to(device).prefer_speed()
             model.precision = choose_precision(model.segmenter, {}) if precision == AUTO else precision
@@ -222,16 +222,16 @@ class Predictor:
 
         Args:
             image: (H, W) or (H, W, C) uint8, uint16 or float, RGB where C = 3; or an image file.
-            facts: what is known of the image and its file does not say, as the fields of a COCO image: `pixel_size`
-                (micrometres), `channel_names`, `plane` ({"z": 3} of a stack).
-            soft_masks: keep the probabilities of every box's pixels.
-            boxes: external boxes, in pixels of the image: their masks are predicted.
+            facts: properties of the image that its file does not give, with the names of COCO image fields:
+                `pixel_size` (micrometres), `channel_names`, `plane` ({"z": 3} of a stack).
+            soft_masks: keep the mask probabilities within each box.
+            boxes: external boxes, in pixels of the image, for which masks are predicted.
 
         Returns:
             Predictions at the image's own size; `image_id` is 1, `file_name` the file's name or "".
 
         Raises:
-            DataError: an image that cannot be read or that the model cannot take. OutputError: the model's outputs are
+            DataError: the image cannot be read or the model does not accept it. OutputError: the model's outputs are
                 not finite. ConfigError: see `require`.
         """
         self.require(soft_masks=soft_masks, boxes=boxes is not None)
@@ -257,18 +257,18 @@ class Predictor:
         workers: int = 0,
         tiles: TilePredictor | None = None,
     ) -> Iterator[Predictions]:
-        """Predict images of a data set one after the other, in their order; no more than a batch is in memory.
+        """Predict the images of a data set in order; at most one batch is in memory.
 
         Args:
-            records: which images; height and width 0 where they are not known before the file is read.
-            batch_size: images at once; only neighbours that have one size at the network are taken together, so
-                that a prediction does not depend on the other images.
-            soft_masks: keep the probabilities of every box's pixels.
-            skipped: images that cannot be read or taken, or for which the model's outputs are not finite, are appended
-                here and left out; None raises at the first.
-            boxes: gives the boxes whose masks are predicted, in place of the model's own.
-            workers: threads that read and prepare images (of large ones, tiles) before they are needed.
-            tiles: predicts images that are cut into tiles; None: as `tiling` says, predictions of tiles in memory.
+            records: the images; height and width are 0 if unknown before the file is read.
+            batch_size: images per batch; only consecutive images of one size at the network share a batch, so that a
+            prediction does not depend on other images.
+            soft_masks: keep the mask probabilities within each box.
+            skipped: images that cannot be read, are not accepted, or for which the model's outputs are not finite, are
+            appended here and left out; None raises at the first.
+            boxes: returns the boxes whose masks are predicted, instead of the model's own.
+            workers: threads that read and prepare images (or tiles of large ones) in advance.
+            tiles: predicts tiled images; None: according to `tiling`, with the predictions of tiles in memory.
 
         Raises:
             DataError, OutputError: see `skipped`. ConfigError: see `require`.
@@ -281,7 +281,7 @@ class Predictor:
         yield from self._predict_opened(opened, tiles, soft_masks, batch_size, skipped)
 
     def require(self, *, soft_masks: bool, boxes: bool) -> None:
-        """Raise ConfigError where the model, or models, cannot give soft masks or take external boxes."""
+        """Raise ConfigError if the models do not provide soft masks, or do not accept external boxes, as required."""
         name = type(self.model).__name__
         if boxes and not self.detector.takes_boxes:
             raise ConfigError(
@@ -295,11 +295,11 @@ class Predictor:
             raise ConfigError(f"{name} gives no mask probabilities; {reason}")
 
     def needs_soft_masks(self, asked: bool) -> bool:
-        """Whether the model must give soft masks: where they are asked for, or the postprocess works on them."""
+        """Whether the model must return soft masks: if requested, or if the postprocess needs them."""
         return asked or (self.postprocess is not None and self.postprocess.needs_soft_masks)
 
     def tile_predictor(self, **options: Any) -> TilePredictor:
-        """What predicts the images that `tiling` cuts; options: further ones of TilePredictor."""
+        """Return a predictor for the images that `tiling` cuts; options: further arguments of TilePredictor."""
         return TilePredictor(
             self.detector,
             self.tiling,
@@ -312,7 +312,7 @@ class Predictor:
     def _open(
         self, record: ImageRecord, boxes: BoxLookup | None, tiles: TilePredictor, source: PixelSource | None = None
     ) -> _OpenedImage:
-        """Open an image, unless `source` is it, and prepare it for the detector where it is not cut into tiles."""
+        """Open an image (unless `source` is given) and, unless it is tiled, prepare it for the detector."""
         name = record.file_name or "image"
         try:
             if source is None:
@@ -323,7 +323,7 @@ class Predictor:
                     f"{name}: the file has {size[0]} x {size[1]} pixels (height x width), but the data set says "
                     f"{record.height} x {record.width}; its masks belong to another version of the image"
                 )
-            pixel_size_of(facts, name)  # which may be none
+            pixel_size_of(facts, name)  # raises DataError if invalid
             given = None if boxes is None else boxes(record, *size)
             tiles.find_diameter(source)
             if tiles.applies(source):
@@ -350,7 +350,7 @@ class Predictor:
             try:
                 found = self._predict_batch(batch, tiles, needed)
             except (DataError, OutputError) as error:
-                if len(batch) > 1:  # whose outputs are not finite tells each image alone
+                if len(batch) > 1:  # predict one by one to find the image whose outputs are not finite
                     yield from self._predict_opened(batch, tiles, soft_masks, 1, skipped)
                     continue
                 if skipped is None:
@@ -368,7 +368,7 @@ class Predictor:
     def _predict_batch(
         self, batch: Sequence[_OpenedImage], tiles: TilePredictor, soft_masks: bool
     ) -> list[Predictions]:
-        """Predict images of one size at the network, or the only one of the batch in tiles."""
+        """Predict images of one size at the network, or a single image in tiles."""
         first = batch[0]
         if isinstance(first.content, DataError):
             raise first.content
@@ -383,7 +383,7 @@ class Predictor:
         return named if self.postprocess is None else [self.postprocess.apply(predictions) for predictions in named]
 
     def _named(self, predictions: Predictions, image: _OpenedImage) -> Predictions:
-        """Predictions that say which image they are of, and what made them."""
+        """Return the predictions with the names of their image and their provenance."""
         provenance = {**predictions.provenance, **self.provenance, **self.detector.describe()}
         if DIAMETER_FROM in image.facts:
             provenance[DIAMETER], provenance[DIAMETER_FROM] = image.facts[DIAMETER], image.facts[DIAMETER_FROM]

@@ -1,4 +1,4 @@
-"""Preparing what comes next while the network computes, and putting it into batches."""
+"""Prepare the next items while the network computes, and group them into batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Return function(item) in the order of the items, computed by `workers` threads before it is needed.
+    """Yield function(item) in the order of the items, computed in advance by `workers` threads.
 
-    At most two results a worker wait. 0 workers: each is computed when it is asked for. An exception of `function` is
-    raised where its result would have come. Decoders, OpenCV and NumPy release Python's lock while they work.
+    At most two results per worker are waiting. With 0 workers, each is computed on request. An exception of `function`
+    is raised at its result's position. Decoders, OpenCV and NumPy release Python's global lock while they work.
     """
     if not workers:
         yield from map(function, items)
@@ -35,7 +35,7 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
 
 def batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
-    """Yield neighbours of one key together, at most `size`."""
+    """Yield consecutive items with equal keys together, at most `size`."""
     batch: list[Item] = []
     for item in items:
         if batch and (len(batch) == size or key(batch[0]) != key(item)):

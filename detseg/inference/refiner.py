@@ -1,4 +1,4 @@
-"""Predictions of any model, or of a file, drawn anew by Segment Anything: see `models.prompted`."""
+"""Redraw the predictions of any model, or of a file, with Segment Anything: see `models.prompted`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from detseg.structures.predictions import Predictions
 
 @dataclasses.dataclass(frozen=True)
 class Refiner:
-    """A SAM, how it is asked, and what its images go through before. name: for the record."""
+    """A SAM with its prompts and preprocessing. name: for provenance."""
 
     sam: Sam
     options: RefineOptions
@@ -36,7 +36,7 @@ class Refiner:
 
     @classmethod
     def published(cls, words: Sequence[str], *, device: str = "auto") -> Refiner:
-        """One as it was published: words of the command line change the keys MODEL.SAM.* and INPUT.*.
+        """Return a published SAM; words: KEY VALUE arguments that change the keys MODEL.SAM.* and INPUT.*.
 
         Raises:
             ConfigError: wrong keys or values. WeightsError: see `load_sam`.
@@ -48,7 +48,7 @@ class Refiner:
 
     @classmethod
     def of_run(cls, folder: str, *, device: str = "auto") -> Refiner:
-        """The one that a run of PromptedSAM has fine-tuned, asked as there. Raises ConfigError for another run."""
+        """Return the SAM fine-tuned in a run of PromptedSAM, with its settings. Raises ConfigError for other runs."""
         run = find_run_folder(Path(folder))
         cfg = load_config(run / CONFIG_FILE)
         if cfg.MODEL.META_ARCHITECTURE != "PromptedSAM":
@@ -61,7 +61,7 @@ class Refiner:
         return cls(model.sam, model.options.sam.refine, options.preprocess, str(run))
 
     def __call__(self, record: ImageRecord, predictions: Predictions) -> Predictions:
-        """Return the predictions of an image with SAM's masks. Raises DataError where it cannot be read."""
+        """Return the predictions of an image with SAM's masks. Raises DataError if the image cannot be read."""
         pixels, facts = read_picture(record.path, record.metadata)
         if pixels.shape[:2] != (predictions.height, predictions.width):
             raise DataError(
@@ -73,15 +73,15 @@ class Refiner:
         return refine(self.sam, image, predictions, self.options, soft_masks=soft)
 
     def describe(self) -> dict[str, Any]:
-        """What a Predictions file says of it."""
+        """Return what a Predictions file records about it."""
         return {"sam": self.name, **dataclasses.asdict(self.options)}
 
     def refine_file(
         self, file: PredictionsFile, records: Sequence[ImageRecord], skipped: list[SkippedImage]
     ) -> Iterator[Predictions]:
-        """The predictions of a file for images, drawn anew.
+        """Yield the redrawn predictions of a file for images.
 
-        skipped: images that cannot be read, or that the file lacks, are appended here and left out.
+        skipped: images that cannot be read or that the file lacks are appended here and left out.
         """
         index = ImageIndex(list(file), str(file.path))
         for record in records:

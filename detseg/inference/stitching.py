@@ -1,18 +1,18 @@
-"""Combining the predictions of tiles: no object cut, doubled or lost at a seam.
+"""Stitching: combine the predictions of tiles so that no object is cut, duplicated or lost at a seam.
 
-Neighbouring tiles show a strip of the image twice. What each found there is compared pixel by pixel:
+Neighbouring tiles overlap. What each of them found in the overlap is compared pixel by pixel:
 
-1. Objects of two tiles agree when, in the area that both show, their masks have an intersection over union of at least
-   `AGREE`. Each object agrees with one of another tile at most, the best first.
-2. Objects that agree are one object. Where a tile shows it whole, the prediction is that of the tile in which it is
-   deepest. Where every tile cuts it (it is larger than the overlap), it is the union of its pieces. Cut pieces agree
-   also where one is in the other by `INSIDE`: a bent object can be one piece here and two there.
-3. An object that is deeper in a tile with whose findings it does not agree was seen better there: that tile decides.
-   If it found nothing in this place, or something else that stays, the object is dropped; else the deeper one stays.
-4. A piece cut off by its tile that is in a whole object of another one is dropped; so is, of two of one class that
-   share more than half of the smaller one, the less deep.
+1. Objects of two tiles agree if their masks, within the overlap, have an intersection over union of at least `AGREE`.
+Each object agrees with at most one object of another tile; the best pairs come first.
+2. Objects that agree are one object. If it is whole in a tile, the prediction is that of the tile in which it is
+deepest. If every tile cuts it (it is larger than the overlap), it is the union of its pieces. Cut pieces also agree if
+one is contained in the other by `INSIDE`: a bent object can be one piece here and two there.
+3. If an object is deeper in another tile whose findings do not agree with it, that tile saw it better and decides. If
+it found nothing in this place, or another object that stays, the object is dropped; otherwise the deepest stays.
+4. A cut piece inside a whole object of another tile is dropped; so is the less deep one of two objects of one class
+that share more than half of the smaller one.
 
-What follows: where a model says of an object the same in every tile that shows it, the result is that without tiles,
+Consequently, if the model finds an object equally in every tile that shows it, the result is the same as without tiles,
 however large the object is. Objects smaller than the overlap are whole in at least one tile.
 
 Symbols: N objects of all tiles, numbered in the order of the tiles; P pairs of objects of two tiles that share pixels.
@@ -39,14 +39,14 @@ from detseg.structures.predictions import Predictions, move_window, soft_mask_wi
 from detseg.structures.runs import Runs
 
 AGREE = 0.5
-# Share of the smaller object from which two are in each other's place.
+# Smallest shared part of the smaller of two objects for them to count as being in the same place.
 SAME_PLACE = 0.5
-# Share of a cut piece, in the area that both tiles show, from which it is in another cut piece.
+# Smallest part of a cut piece, within the overlap, for it to count as contained in another cut piece.
 INSIDE = 0.9
 
 
 class TileStore(Protocol):
-    """The predictions of every tile by its index, in pixels of the tile: a dictionary, or a `TileFolder`."""
+    """The predictions of each tile by its index, in pixels of the tile: a dictionary, or a `TileFolder`."""
 
     def __contains__(self, index: int) -> bool: ...
 
@@ -58,10 +58,10 @@ class TileStore(Protocol):
 def stitch(grid: TileGrid, store: TileStore, *, rim: float = 1.0) -> Predictions:
     """Combine the predictions of all tiles, by descending score.
 
-    rim: pixels; an object whose mask or box comes as near to a side of its tile as this is taken for cut by it. A model
-    draws the border of what is cut up to about a pixel of its own off.
+    rim: pixels; an object whose mask or box comes this close to a side of its tile counts as cut. A model draws the
+    border of a cut object up to about one of its own pixels away from the side.
     """
-    # Two rows of tiles are enough for all neighbours.
+    # Neighbours are at most one row of tiles apart.
     load = lru_cache(maxsize=len(grid.columns) + 3)(lambda index: TileObjects.load(grid, index, store))
     seams = Seams(grid, load, rim)
     return _assemble(grid, store, seams, seams.groups())
@@ -69,7 +69,7 @@ def stitch(grid: TileGrid, store: TileStore, *, rim: float = 1.0) -> Predictions
 
 @dataclass(frozen=True)
 class TileObjects:
-    """The objects that a tile shows, in pixels of the whole image; masks as runs, of objects without masks their boxes.
+    """The objects found in a tile, in pixels of the whole image; masks as runs, for objects without masks their boxes.
 
     boxes (n, 4) float32 XYXY, scores, classes, quality as in Predictions.
     """
@@ -96,13 +96,13 @@ class TileObjects:
 
 
 class Seams:
-    """What is known of the objects of all tiles without their masks, and which of them share pixels.
+    """Properties of the objects of all tiles except masks, and the pairs that share pixels.
 
-    tile, classes: (N,) int64. boxes: (N, 4) float32 of the image. scores, quality: (N,). depth: (N,), see
-    TileGrid.depth. is_cut: (N,) bool: the tile's side cuts it. rank: (N,) int64, larger for the deeper, then the better
-    score, then the earlier tile. deeper_tile: (N,) int64, another tile in which it is whole and deeper; -1 for none.
-    first, second: (P,) int64. agreement, inside, cover: (P,) intersection over union, and how much of the smaller is in
-    the larger, in the area that both tiles show; how much of all of the smaller.
+    tile, classes: (N,) int64. boxes: (N, 4) float32 in the image. scores, quality: (N,). depth: (N,), see
+    TileGrid.depth. is_cut: (N,) bool: cut by a side of the tile. rank: (N,) int64, larger for greater depth, then
+    higher score, then earlier tile. deeper_tile: (N,) int64, another tile in which it is whole and deeper; -1 for none.
+    first, second: (P,) int64. agreement, inside, cover: (P,) within the overlap of both tiles, the intersection over
+    union and the contained part of the smaller object; and the shared part of the whole smaller object.
     """
 
     def __init__(self, grid: TileGrid, load: Callable[[int], TileObjects], rim: float) -> None:
@@ -131,7 +131,7 @@ class Seams:
         )
         self._same_class = self.classes[self.first] == self.classes[self.second]
         self._both_cut = self.is_cut[self.first] & self.is_cut[self.second]
-        # Object -> those in its place, or half of that, with the share of the smaller one.
+        # Object -> objects in the same place, or half of it, with the shared part of the smaller one.
         self._near: dict[int, list[tuple[int, float]]] = defaultdict(list)
         close = self.cover >= SAME_PLACE / 2
         rows = zip(self.first[close].tolist(), self.second[close].tolist(), self.cover[close].tolist(), strict=True)
@@ -140,7 +140,7 @@ class Seams:
             self._near[second].append((first, cover))
 
     def groups(self) -> list[list[int]]:
-        """Return lists of the objects that are one in the result; what is in none is dropped."""
+        """Return lists of objects that are one in the result; objects in no list are dropped."""
         settled: list[list[int]] = []
         doubtful: list[list[int]] = []
         single = np.ones(len(self.tile), dtype=bool)
@@ -158,7 +158,7 @@ class Seams:
         return self._without_doubles(settled + self._unrivalled(doubtful, settled))
 
     def _agreeing(self) -> list[list[int]]:
-        """Groups of two or more objects that agree, directly or by others."""
+        """Return groups of two or more objects that agree, directly or through others."""
         matches = self._one_to_one()
         ends = self.first[matches], self.second[matches]
         if not len(matches):
@@ -172,10 +172,10 @@ class Seams:
         return list(groups.values())
 
     def _one_to_one(self) -> list[int]:
-        """Pairs that agree, the best first, of one class; of pieces that both tiles cut, any class after that."""
+        """Return the pairs that agree, best first, within a class; then those of pieces cut by both, of any class."""
         best_first = np.argsort(-self.agreement, kind="stable")
         best_first = best_first[self.agreement[best_first] >= AGREE].tolist()
-        taken: set[tuple[int, int]] = set()  # object and the tile in which it has its match
+        taken: set[tuple[int, int]] = set()  # objects with the tile of their match
         matches = []
         for allowed in (self._same_class, self._both_cut):
             for pair in best_first:
@@ -189,7 +189,7 @@ class Seams:
         return [*matches, *np.flatnonzero(pieces).tolist()]
 
     def _deeper_tile(self, group: list[int]) -> int:
-        """`deeper_tile` of an object that is one or several pieces."""
+        """Return `deeper_tile` of an object that is one or several pieces."""
         if len(group) == 1:
             return int(self.deeper_tile[group[0]])
         boxes = self.boxes[group]
@@ -197,14 +197,14 @@ class Seams:
         return int(deeper_tiles(self.grid, self.grid[int(self.tile[group[0]])], box, self.depth[group].max()[None])[0])
 
     def _is_fragment(self, number: int) -> bool:
-        """Whether this is a piece of an object that another tile shows whole."""
+        """Whether this is a piece of an object that is whole in another tile."""
         return bool(self.is_cut[number]) and any(
             cover >= SAME_PLACE and not self.is_cut[other] and self.rank[other] > self.rank[number]
             for other, cover in self._near.get(number, ())
         )
 
     def _unrivalled(self, doubtful: list[list[int]], settled: list[list[int]]) -> list[list[int]]:
-        """Of what another tile sees better and does not confirm: where that tile's finding is dropped, the best."""
+        """Select doubtful objects, best first, that are not cut and whose rivals in the deeper tile were dropped."""
         staying = np.zeros(len(self.tile), dtype=bool)
         staying[[number for group in settled for number in group]] = True
         kept = []
@@ -216,7 +216,7 @@ class Seams:
         return kept
 
     def _without_doubles(self, kept: list[list[int]]) -> list[list[int]]:
-        """Drop, of two that stay in one place in two tiles, the less deep."""
+        """Drop the less deep of two objects that remain in one place from two tiles."""
         group_of = {number: position for position, group in enumerate(kept) for number in group}
         dropped: set[int] = set()
         for position, group in enumerate(kept):
@@ -232,7 +232,7 @@ class Seams:
 
 
 def _compare(a: TileObjects, b: TileObjects) -> tuple[np.ndarray, ...]:
-    """Return positions in both tiles and agreement, inside, cover of the pairs that share pixels; see Seams."""
+    """Return positions in both tiles, agreement, inside and cover of the pairs that share pixels; see Seams."""
     common = (
         *(max(a.tile.x0, b.tile.x0), max(a.tile.y0, b.tile.y0)),
         *(min(a.tile.x1, b.tile.x1), min(a.tile.y1, b.tile.y1)),
@@ -243,7 +243,7 @@ def _compare(a: TileObjects, b: TileObjects) -> tuple[np.ndarray, ...]:
 
 
 def _dense_rank(*columns: np.ndarray) -> np.ndarray:
-    """Return ranks (N,) int64 by the first column, then the second, and so on; equal rows have one rank."""
+    """Return ranks (N,) int64 by the first column, then the second, and so on; equal rows have equal ranks."""
     order = np.lexsort(columns[::-1])
     differs = [column[order][1:] != column[order][:-1] for column in columns]
     rank = np.zeros(len(order), dtype=np.int64)
@@ -254,7 +254,7 @@ def _dense_rank(*columns: np.ndarray) -> np.ndarray:
 def deeper_tiles(grid: TileGrid, tile: Tile, boxes: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Return the other tile in which each of the boxes (N, 4) of a tile is whole and deepest, (N,) int64.
 
-    depth: (N,), of the boxes in their own tile. -1 where no other one is deeper.
+    depth: (N,), of the boxes in their own tile. -1 if no other tile is deeper.
     """
     best = np.full(len(boxes), -1)
     depth = np.maximum(depth, 0.0)
@@ -269,14 +269,14 @@ def deeper_tiles(grid: TileGrid, tile: Tile, boxes: np.ndarray, depth: np.ndarra
 
 
 def _assemble(grid: TileGrid, store: TileStore, seams: Seams, groups: list[list[int]]) -> Predictions:
-    """Read the masks of what stays, tile by tile, and make one Predictions of them."""
+    """Read the masks of the remaining objects, tile by tile, into one Predictions."""
     size = grid.height, grid.width
     if not groups:
         nothing = store[0].select(np.zeros(0))
         return replace(nothing, height=size[0], width=size[1], image_id=0, file_name="")
     groups = sorted(groups)
     members = np.concatenate(groups)
-    left = np.array([len(group) for group in groups])  # pieces of each object whose tiles are still to come
+    left = np.array([len(group) for group in groups])  # remaining pieces of each object
     begins = np.cumsum(left) - left
     boxes = np.concatenate(
         [
@@ -328,7 +328,7 @@ def _assemble(grid: TileGrid, store: TileStore, seams: Seams, groups: list[list[
 def _by_tile(
     grid: TileGrid, seams: Seams, members: np.ndarray, owners: np.ndarray
 ) -> Iterator[tuple[Tile, np.ndarray, np.ndarray]]:
-    """Yield every tile that has members, with their owners and their positions in the tile."""
+    """Yield every tile with members, with their owners and their positions in the tile."""
     tiles = seams.tile[members]
     begins = np.searchsorted(seams.tile, np.arange(len(grid)))
     order = np.argsort(tiles, kind="stable")

@@ -1,11 +1,11 @@
-"""Prediction of images of any size in tiles that overlap: a detector sees one tile at a time.
+"""Prediction of images of any size in overlapping tiles: the detector sees one tile at a time.
 
     grid of tiles --(read, prepare, detect, batch by batch)--> predictions of each tile --(stitching)--> one result
     grid of tiles --(read, prepare, maps)--> maps of large windows (map_tiles) --> predictions of each --> one result
 
-Tiles are seen at the scale and with the intensities of the whole image. The detector may be anything, test-time
-augmentation and several models included; where it makes objects of maps, those of tiles are blended before. Memory
-holds a batch of tiles, those that are prefetched, the objects of the image, and the maps of a window.
+Tiles have the scale and the intensities of the whole image. The detector may be anything, including test-time
+augmentation and several models; if it makes objects from maps, the maps of tiles are blended first. Memory holds a
+batch of tiles, the prefetched tiles, the objects of the image, and the maps of a window.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import boxes_by_tile
 from detseg.structures.predictions import Predictions
 
-# A mask's border is drawn up to this many pixels at the network off the side of a tile that cuts the object.
+# The mask of a cut object may end this many network pixels away from the tile's side.
 RIM = 2.0
-# Rows of a large image that tell its range of intensities.
+# Rows of a large image from which its intensity range is measured.
 _ROWS = 16
 
 
 class TilePredictor:
-    """Predicts images tile by tile.
+    """Predict images tile by tile.
 
     Args:
         detector: sees every tile as an image of its own.
         tiling: which images are cut, and how.
-        postprocess: applied to the result; its score threshold to every tile already.
-        batch_size: tiles that go through the network at once.
-        workers: threads that read and prepare tiles before they are needed.
-        state: folder where the predictions of tiles stay until all images are done, so that a command that was
-            interrupted goes on there and several processes share the tiles of one image; None keeps them in memory.
-        identity: plain values that say which model predicts; tiles of another are not taken from `state`.
-        diameter: of the objects of all images, pixels; None: as each image's facts say, else estimated, where the model
-            goes by it (INPUT.OBJECT_SIZE).
-        progress: is called with an image's name, how many of its tiles are done, and of how many.
+        postprocess: applied to the result; its score threshold already to every tile.
+        batch_size: tiles per batch.
+        workers: threads that read and prepare tiles in advance.
+        state: folder that keeps the predictions of tiles until all images are done, so that an interrupted command can
+        continue and several processes can share the tiles of one image; None keeps them in memory.
+        identity: plain values that identify the model; tiles of another model in `state` are not used.
+        diameter: of the objects in all images, pixels; None: from each image's facts, else estimated, if the model
+        needs it (INPUT.OBJECT_SIZE).
+        progress: called with an image's name, its number of finished tiles, and its total.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class TilePredictor:
         self._overviews: weakref.WeakKeyDictionary[PixelSource, np.ndarray] = weakref.WeakKeyDictionary()
 
     def find_diameter(self, source: PixelSource) -> None:
-        """Note the diameter of an image's objects in its facts, where a model goes by it.
+        """Add the object diameter of an image to its facts, if a model needs it.
 
         Raises:
-            DataError: the image cannot be read, or the model cannot take it; or what its facts say is no diameter.
+            DataError: the image cannot be read, the model does not accept it, or the facts give an invalid diameter.
         """
         if self.detector.sizing_model is None or DIAMETER_FROM in source.facts:
             return
@@ -104,10 +104,10 @@ class TilePredictor:
     def open(self, record: ImageRecord) -> PixelSource | None:
         """Open an image file if it is to be predicted in tiles; the caller closes it.
 
-        Where that is known only after the size of its objects was estimated, it stays open: `applies` tells.
+        If this is known only after the object size has been estimated, the file stays open: see `applies`.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the file cannot be read.
         """
         if self.tiling.when == NEVER or not reads_parts(record.path):
             return None
@@ -123,20 +123,20 @@ class TilePredictor:
         return None
 
     def applies(self, source: PixelSource) -> bool:
-        """Whether an image that is open is to be predicted in tiles."""
+        """Whether an open image is to be predicted in tiles."""
         if self.tiling.when == NEVER:
             return False
         try:
             scale = self.grid(source).scale
         except DataError:
-            # Shrunk much, or of unknown scale: an image that is small in its file needs no tiles.
+            # The scale is unknown or too small, but an image with few pixels in its file needs no tiles.
             if self.tiling.when == AUTO and source.height * source.width <= LARGE:
                 return False
             raise
         return self.tiling.applies(source.height, source.width, scale)
 
     def grid(self, source: PixelSource) -> TileGrid:
-        """Cut an image. Raises DataError where its scale at the network is not known, ConfigError for other sizes."""
+        """Cut an image. Raises DataError if its scale is not known, ConfigError for impossible tile sizes."""
         scale = self.detector.tile_scale(self._parent(source))
         tile, overlap = self.tiling.sizes(scale)
         return make_grid(source.height, source.width, tile=tile, overlap=overlap, scale=scale)
@@ -149,19 +149,19 @@ class TilePredictor:
         soft_masks: bool = False,
         boxes: Predictions | None = None,
     ) -> Predictions:
-        """Predict one image, by descending score; image_id and file_name are left to the caller.
+        """Predict one image, by descending score; the caller sets image_id and file_name.
 
-        boxes: external boxes, to which masks are given.
+        boxes: external boxes, for which masks are predicted.
 
         Raises:
-            DataError: the image cannot be read, or the model cannot take it.
+            DataError: the image cannot be read, or the model does not accept it.
         """
         if boxes is not None:
             result = self._masks_of_boxes(source, boxes, soft_masks)
         else:
             grid = self.grid(source)
             parts, store = self._detect(record, source, soft_masks, (0, 1))
-            # What is made of maps is drawn up to the last pixel.
+            # Objects made from maps extend to the last pixel.
             result = stitch(parts, store, rim=1.0 if self.detector.decodes_maps else max(1.0, RIM / min(grid.scale)))
             about = {"tile": grid.tile, "overlap": grid.overlap}
             result.provenance["tiles"] = about if self.tiling.scale is None else {**about, "scale": self.tiling.scale}
@@ -170,18 +170,18 @@ class TilePredictor:
     def predict_share(
         self, record: ImageRecord, source: PixelSource, share: tuple[int, int], *, soft_masks: bool = False
     ) -> None:
-        """Predict every count-th tile, or window of maps, from number `number` on (share: number, count), for `predict`
-        to find in `state`.
+        """Predict every count-th tile, or window of maps, from index `number` (share: number, count) and store it in
+        `state` for `predict`.
 
         Raises:
-            DataError: as `predict`.
+            DataError: see `predict`.
         """
         self._detect(record, source, soft_masks, share)
 
     def _detect(
         self, record: ImageRecord, source: PixelSource, soft_masks: bool, share: tuple[int, int]
     ) -> tuple[TileGrid, TileStore]:
-        """Predict the tiles of a share, or windows of maps, that are not there yet; return their grid too."""
+        """Predict the missing tiles, or windows of maps, of a share; return them with their grid."""
         grid = self.grid(source)
         parts = self._windows(source) if self.detector.decodes_maps else grid
         store: TileStore = {}
@@ -213,7 +213,7 @@ class TilePredictor:
     def _of_tiles(
         self, source: PixelSource, parent: ParentImage, tiles: Sequence[Tile], soft_masks: bool
     ) -> Iterator[Predictions]:
-        """Yield the predictions of every tile."""
+        """Yield the predictions of each tile."""
         keep = None if self.postprocess is None else self.postprocess.may_stay
         for batch in self._batches(source, parent, tiles):
             yield from self.detector.predict(batch, soft_masks=soft_masks, keep=keep)
@@ -221,9 +221,9 @@ class TilePredictor:
     def _of_windows(
         self, source: PixelSource, parent: ParentImage, grid: TileGrid, windows: Sequence[Tile], soft_masks: bool
     ) -> Iterator[Predictions]:
-        """Yield what is made of the maps of every window; grid: of the tiles whose maps are blended."""
+        """Yield the objects made from the maps of each window; grid: of the tiles whose maps are blended."""
         reach = self.detector.reach
-        if reach is not None:  # a resized tile has two pixels of its border from what is beyond it
+        if reach is not None:  # resizing a tile affects two pixels at its border
             reach = tuple(math.ceil(reach / scale) + 2 * (scale != 1) for scale in grid.scale)
 
         def maps_of(tiles: Sequence[Tile]) -> Iterator[np.ndarray]:
@@ -232,7 +232,7 @@ class TilePredictor:
 
         decoder, level = self.detector.decoder, None
         every = self._windows(source)
-        # A threshold that is the mean over the image is measured before: all tiles are then computed twice.
+        # A threshold that is the mean over the image is measured first: all tiles are then computed twice.
         if len(every) > 1 and decoder.level(np.zeros((len(decoder.map_names), 1, 1), dtype=np.float32)) is not None:
             maps, level = BlendedMaps(grid, every, maps_of, reach), 0.0
             for window in every:
@@ -257,7 +257,7 @@ class TilePredictor:
             yield batch
 
     def _computed(self, record: ImageRecord, source: PixelSource, grid: TileGrid, soft_masks: bool) -> dict[str, Any]:
-        """What the predictions of tiles depend on."""
+        """Return everything that the predictions of tiles depend on."""
         try:
             file = os.stat(record.path)
         except OSError as error:
@@ -273,9 +273,9 @@ class TilePredictor:
         }
 
     def _masks_of_boxes(self, source: PixelSource, boxes: Predictions, soft_masks: bool) -> Predictions:
-        """Give masks to external boxes: each is seen in the tile in which it is deepest.
+        """Predict masks for external boxes, each in the tile in which it is deepest.
 
-        A box that is whole in no tile is seen in a tile of its own around it. All are in the result, in their order.
+        A box that is whole in no tile gets a tile of its own around it. The result has all boxes in their order.
         """
         parent = self._parent(source, measure=True)
         size = {"height": source.height, "width": source.width}
@@ -297,7 +297,7 @@ class TilePredictor:
         return joined(parts).select(np.argsort(np.concatenate(order)))
 
     def _parent(self, source: PixelSource, *, measure: bool = False) -> ParentImage:
-        """measure: for reading tiles, whose intensities may depend on those of the whole image."""
+        """measure: also sample the intensities of the whole image, if those of tiles depend on them."""
         overview = None
         if measure and self.detector.needs_overview:
             overview = self._overviews.get(source)
@@ -311,13 +311,13 @@ class TilePredictor:
 
 
 def _rows_of(source: PixelSource) -> np.ndarray:
-    """Some rows (r, W, C) from all over an image, which are read in a moment however large it is."""
+    """Return some rows (r, W, C) from all over an image, which are read quickly however large it is."""
     step = math.ceil(source.height / _ROWS)
     return np.concatenate([source.read(y, 0, y + 1, source.width) for y in range(step // 2, source.height, step)])
 
 
 def _tiles_of_boxes(grid: TileGrid, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
-    """Yield tiles with the positions of the boxes (N, 4) that are seen in them."""
+    """Yield tiles with the indices of the boxes (N, 4) that are predicted in them."""
     tiles, others = boxes_by_tile(boxes, grid.rows, grid.columns, grid.height, grid.width)
     for row, column, inside in tiles:
         yield grid[row * len(grid.columns) + column], inside

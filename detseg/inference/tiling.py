@@ -1,8 +1,8 @@
-"""Which images are predicted in tiles, and in which: tiles form a grid and overlap.
+"""Tiling: which images are predicted in tiles, and the grid of overlapping tiles.
 
-Every row of tiles has the same y range, every column the same x range. Neighbours share at least `overlap` pixels;
-tiles that are no neighbours share none. All tiles begin where a stride of the network begins in the whole image, so
-that its anchors and convolutions are on the same pixels with and without tiles.
+All tiles of a row have the same y range, all tiles of a column the same x range. Neighbours share at least `overlap`
+pixels; tiles that are not neighbours share none. If possible, tiles begin at a multiple of the network's stride, so
+that its anchors and convolutions are at the same pixels with and without tiles.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from detseg.structures.predictions import Predictions
 
 # The coarsest stride of a feature pyramid, in pixels at the network.
 STRIDE = 32
-# Pixels at the network from which an image is cut into tiles unless something else is said: 4096 x 4096. A network with
-# 256 channels at stride 4 holds about 1 GB of features for them.
+# Images with more pixels at the network's input than this are tiled by default: 4096 x 4096. A network with 256
+# channels at stride 4 takes about 1 GB of features for them.
 LARGE = 2**24
-# Pixels at the network around an object that tell the model what it is.
+# Context around an object that the model needs, in network pixels.
 CONTEXT = 64
 LEAST_TILE = 1024
 MOST_OVERLAP = 512
@@ -42,12 +42,12 @@ WHEN = (AUTO, ALWAYS, NEVER)
 class Tiling:
     """How images are cut into tiles.
 
-    when: "auto": images of more than `LARGE` pixels at the network; "always": those that are larger than a tile;
-    "never". tile, overlap: pixels of the file; None: `network_tile`, `network_overlap` pixels at the network. scale:
-    pixels at the network per pixel of the file; None: as the model sees the whole image.
+    when: "auto": images of more than `LARGE` pixels at the network; "always": images larger than a tile; "never". tile,
+    overlap: pixels of the file; None: `network_tile`, `network_overlap` network pixels. scale: network pixels per pixel
+    of the file; None: as for the whole image.
 
     Raises:
-        ConfigError: sizes or a scale that make no sense.
+        ConfigError: invalid sizes or an invalid scale.
     """
 
     when: str = AUTO
@@ -73,12 +73,12 @@ class Tiling:
 
     @classmethod
     def for_objects(cls, largest: float) -> Tiling:
-        """Tiles that share as much as the largest objects (pixels at the network) and some context need."""
+        """Return tiles whose overlap fits the largest objects (network pixels) and some context."""
         return cls._sharing(int(largest) + CONTEXT)
 
     @classmethod
     def for_reach(cls, reach: int) -> Tiling:
-        """Tiles that share as much as maps need to be those of the whole image; see MapSegmenter.reach."""
+        """Return tiles whose overlap makes blended maps equal to those of the whole image; see MapSegmenter.reach."""
         return cls._sharing(2 * reach + STRIDE)
 
     @classmethod
@@ -87,14 +87,14 @@ class Tiling:
         return cls(network_tile=max(LEAST_TILE, 4 * overlap), network_overlap=overlap)
 
     def sizes(self, scale: tuple[float, float]) -> tuple[int, int]:
-        """Return tile and overlap in pixels of a file that the network sees at `scale` (y, x)."""
+        """Return tile size and overlap in pixels of a file that the network sees at `scale` (y, x)."""
         factor = min(scale)
         tile = self.tile or max(round(self.network_tile / factor), 32)
         overlap = round(self.network_overlap / factor) if self.overlap is None else self.overlap
         return tile, min(overlap, tile // 2)
 
     def applies(self, height: int, width: int, scale: tuple[float, float]) -> bool:
-        """Whether an image height x width that the network sees at `scale` (y, x) is cut into tiles."""
+        """Whether an image of height x width that the network sees at `scale` (y, x) is cut into tiles."""
         if self.when == ALWAYS:
             return max(height, width) > self.sizes(scale)[0]
         return self.when == AUTO and height * scale[0] * width * scale[1] > LARGE
@@ -102,7 +102,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels y0 <= y < y1, x0 <= x < x1 of the image. index: row by row. row, column: in the grid."""
+    """Pixels y0 <= y < y1, x0 <= x < x1 of the image. index: in row-major order. row, column: in the grid."""
 
     index: int
     row: int
@@ -120,10 +120,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of an image height x width.
+    """Tiles of an image of height x width.
 
-    rows, columns: the (start, end) of each. tile, overlap: pixels of the image. scale: pixels at the network per pixel
-    of the image (y, x).
+    rows, columns: the (start, end) of each. tile, overlap: image pixels. scale: network pixels per image pixel (y, x).
     """
 
     height: int
@@ -148,7 +147,7 @@ class TileGrid:
         return (self[index] for index in range(len(self)))
 
     def later_neighbours(self, tile: Tile) -> list[Tile]:
-        """Tiles with a greater index that share pixels with this one."""
+        """Return the tiles with a greater index that share pixels with this one."""
         places = [(0, 1), (1, -1), (1, 0), (1, 1)]
         inside = [
             (tile.row + down, tile.column + right)
@@ -158,17 +157,17 @@ class TileGrid:
         return [self[row * len(self.columns) + column] for row, column in inside]
 
     def depth(self, tile: Tile, boxes: np.ndarray) -> np.ndarray:
-        """See `boxes.depth_in_window`: of boxes (N, 4) XYXY in a tile."""
+        """Return `boxes.depth_in_window` of boxes (N, 4) XYXY in a tile."""
         return depth_in_window(boxes, (tile.x0, tile.y0, tile.x1, tile.y1), self.height, self.width)
 
 
 def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[float, float] = (1.0, 1.0)) -> TileGrid:
-    """Cut an image height x width into tiles of at most tile x tile pixels.
+    """Cut an image of height x width into tiles of at most tile x tile pixels.
 
-    scale: (y, x) pixels at the network per pixel of the image, to whose strides tiles are aligned where possible.
+    scale: (y, x) network pixels per image pixel; tiles are aligned to the network's strides where possible.
 
     Raises:
-        ConfigError: no tile has so few pixels; tiles share more than half.
+        ConfigError: the tile is too small, or tiles would share more than half.
     """
     if tile < 2 or not 0 <= overlap <= tile // 2:
         raise ConfigError(
@@ -186,9 +185,9 @@ def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[
 
 
 def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[int, int], ...]:
-    """(start, end) of the tiles along one edge. unit: pixels of the image in a stride of the network."""
+    """Return (start, end) of the tiles along one edge. unit: image pixels per stride of the network."""
     if unit == int(unit) and tile < length:
-        # Tiles end where strides end that are counted from the image's end, as a mirrored view has them.
+        # Aligned also when strides are counted from the image's end, as in a mirrored view.
         shorter = tile - (tile - length) % int(unit)
         if overlap <= shorter // 2 and _aligned_step(shorter, overlap, unit) is not None:
             tile = shorter
@@ -204,21 +203,21 @@ def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[in
 
 
 def _aligned_step(tile: int, overlap: int, unit: float) -> float | None:
-    """From the start of one tile to that of the next in whole strides; None where tiles would share more than half."""
+    """Return the step between tiles in whole strides; None if tiles would share more than half."""
     step = int((tile - overlap - 1) // unit) * unit
-    # Rounding may bring starts nearer together by one pixel at most, never below half a tile.
+    # Rounding may bring starts closer together by at most one pixel, never below half a tile.
     return step if step - 1 >= tile / 2 else None
 
 
-# The predictions of the tiles of an image, one file a tile, until they are combined.
+# The predictions of the tiles of an image, one file per tile, until they are combined.
 #
-# Work that was interrupted goes on there, and several processes share the tiles of one image.
+# An interrupted command continues with them, and several processes share the tiles of one image.
 
 
 class TileFolder:
-    """A folder of tiles' predictions, used like a dictionary by the tile's index.
+    """A folder of the predictions of tiles, used like a dictionary by the tile's index.
 
-    computed: plain values that say what is computed: each gets a folder of its own below `folder`.
+    computed: plain values that identify the computation: each has its own folder below `folder`.
 
     Raises:
         DataError: the folder cannot be written.
@@ -239,12 +238,12 @@ class TileFolder:
         return self._path(index).is_file()
 
     def __setitem__(self, index: int, predictions: Predictions) -> None:
-        """Write the predictions of a tile. Raises DataError where they cannot be written."""
+        """Write the predictions of a tile. Raises DataError if they cannot be written."""
         with written_whole(self._path(index), "a tile") as temporary, open(temporary, "wb") as file:
             np.savez(file, **_to_arrays(predictions))
 
     def __getitem__(self, index: int) -> Predictions:
-        """Read the predictions of a tile. Raises DataError where the file is broken."""
+        """Read the predictions of a tile. Raises DataError if the file is damaged."""
         path = self._path(index)
         try:
             with np.load(path, allow_pickle=False) as stored:

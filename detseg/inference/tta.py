@@ -1,4 +1,4 @@
-"""Test-time augmentation (TEST.AUG): which views of an image are predicted, and how their predictions are combined."""
+"""Test-time augmentation (TEST.AUG): the views of an image that are predicted, and how they are combined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _not_views(words: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class SizeViewOptions(Options):
-    """Detectron2's views: shorter edges, the longest edge at most, and whether each comes mirrored too."""
+    """Detectron2's views: shorter edges, the longest edge, and whether each view is also mirrored."""
 
     section = "TEST.AUG"
 
@@ -44,9 +44,9 @@ class SizeViewOptions(Options):
 
 @dataclass(frozen=True)
 class AugmentationOptions(LimitOptions):
-    """The keys of test-time augmentation; `TestTimeAugmentation.from_options` makes settings of them.
+    """The keys of test-time augmentation, from which `TestTimeAugmentation.from_options` makes settings.
 
-    All but `sizes` count also where it is not enabled: `predict --tta` names views and takes the rest from here.
+    All but `sizes` also apply if it is not enabled: `predict --tta` gives views and takes the rest from here.
     """
 
     section = "TEST.AUG"
@@ -77,13 +77,13 @@ class AugmentationOptions(LimitOptions):
             problems.add("TEST.AUG.METHOD", str(error))
 
     def fusion(self) -> FusionOptions:
-        """How boxes (and where detections are fused, masks) become one; Detectron2's views as it merges them."""
+        """How boxes are fused (and, if detections are fused, masks); Detectron2's views are merged as it does."""
         method, threshold = self.method, self.threshold
         if method == AUTO:
             method = "nms" if self.enabled and not self.views else "wbf"
         if threshold is None:
             threshold = self.nms_threshold if method == "nms" else _WBF_THRESHOLD
-        # Merged boxes have no masks yet; soft_nms keeps each detection with its own.
+        # Merged boxes have no masks yet; soft_nms keeps each detection with its own mask.
         own_masks = self.mode == MERGE_THEN_MASK or (self.mode == AUTO and method == "soft_nms")
         return FusionOptions(
             method=method,
@@ -98,22 +98,22 @@ class AugmentationOptions(LimitOptions):
 class TestTimeAugmentation:
     """How the views of an image, and several models, are combined.
 
-    views: every one is shown to every model. mode: "merge_then_mask": the boxes of all views are merged first, then
-    every view gives the probabilities of the merged boxes' masks, which are averaged. "fuse": every view detects boxes
-    and masks, which are fused. "average_maps": the maps of all views are averaged, then objects are made of them.
-    "auto": the first where all models that give masks find boxes first, the third where all give the same maps, else
-    the second. fusion: how boxes (and in "fuse", masks) become one, nothing of it in "average_maps"; the
-    threshold of averaged masks is its `mask_threshold`. max_detections: the best of an image that are kept; 0 for all.
+    views: each is given to every model. mode: "merge_then_mask": the boxes of all views are merged first, then mask
+    probabilities of the merged boxes are averaged over the views. "fuse": every view detects boxes and masks, which are
+    fused. "average_maps": the maps of all views are averaged, and objects are made from the mean. "auto": the first if
+    all models that provide masks find boxes first, the third if all predict the same maps, else the second. fusion: how
+    boxes (in "fuse" also masks) are fused, unused in "average_maps"; its `mask_threshold` is applied to averaged masks.
+    max_detections: largest number of objects per image, best first; 0 for all.
 
     Raises:
-        ConfigError: settings that contradict each other.
+        ConfigError: contradictory settings.
     """
 
-    __test__ = False  # pytest takes every class whose name begins with Test for tests
+    __test__ = False  # pytest would collect a class whose name begins with Test
 
     views: Sequence[View] = (PLAIN,)
     mode: str = AUTO
-    fusion: FusionOptions = field(  # as TEST.AUG for views that are named
+    fusion: FusionOptions = field(  # as TEST.AUG for views given by name
         default_factory=lambda: FusionOptions(method="wbf", threshold=_WBF_THRESHOLD, masks="mean")
     )
     max_detections: int = 0
@@ -132,7 +132,7 @@ class TestTimeAugmentation:
 
     @classmethod
     def from_options(cls, options: AugmentationOptions) -> TestTimeAugmentation:
-        """Read TEST.AUG; where it is not enabled, the image as it is is the only view."""
+        """Read TEST.AUG; if it is not enabled, the unchanged image is the only view."""
         views: Sequence[View] = (PLAIN,)
         if options.sizes is not None and options.views:
             views = parse_views(options.views)
@@ -142,7 +142,7 @@ class TestTimeAugmentation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the only view is the image as it is."""
+        """Whether the only view is the unchanged image."""
         return self.views == (PLAIN,)
 
     def replace(self, **changes: Any) -> TestTimeAugmentation:
@@ -150,17 +150,17 @@ class TestTimeAugmentation:
         return dataclasses.replace(self, **changes)
 
     def resolved(self, takes_boxes: bool, gives_maps: bool = False) -> TestTimeAugmentation:
-        """Return these settings with the mode that models allow instead of `auto`.
+        """Return these settings with `auto` replaced by the mode that the models support.
 
-        takes_boxes: whether all models that give masks give them to any boxes (`Segmenter.takes_boxes`). gives_maps:
-        whether all models give maps that can be averaged.
+        takes_boxes: whether all models that provide masks accept any boxes (`Segmenter.takes_boxes`). gives_maps:
+        whether all models predict maps that can be averaged.
         """
         if self.mode != AUTO:
             return self
         return self.replace(mode=MERGE_THEN_MASK if takes_boxes else AVERAGE_MAPS if gives_maps else FUSE)
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values for provenance."""
+        """Return plain values for the provenance."""
         about = {"views": [view.name for view in self.views], "mode": self.mode}
         if self.mode == AVERAGE_MAPS:
             return about

@@ -1,4 +1,4 @@
-"""What every prediction reads of a configuration, judged before weights are read."""
+"""The configuration keys that every prediction reads, validated before weights are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _crops_have_one_size(cfg: Config) -> bool:
 
 @dataclass(frozen=True)
 class InferenceOptions(Options):
-    """Options of a Predictor. crop: None unless the training saw crops of one size, in which all objects fitted."""
+    """Options of a Predictor. crop: None unless the training used crops of one size that contained whole objects."""
 
     preprocess: ImagePreprocess = part(ImagePreprocess)
     size: TestSizeOptions = part(TestSizeOptions)
@@ -36,21 +36,21 @@ class InferenceOptions(Options):
             problems.add("TEST.AUG.VIEWS", NO_SHORT_VIEWS)
 
     def tiling(self, model: Segmenter) -> Tiling:
-        """Tiles for a model."""
+        """Return the tiling for a model."""
         if isinstance(model, MapSegmenter) and model.reach is not None:
             return Tiling.for_reach(model.reach)
         largest = model.largest_object
         return Tiling.for_objects(largest if self.crop is None else min(largest, *self.crop.size))
 
 
-# What every prediction reads, in training's evaluations too.
+# Options that every prediction reads, including evaluations during training.
 PREDICTION: tuple[type[Options], ...] = (InferenceOptions,)
 
 
 def validate_for_prediction(cfg: Config) -> EngineChoice:
-    """Refuse what the model or its prediction cannot do; what only training reads is not judged. Return the engine.
+    """Check the keys that a model and its prediction read, not those of training only. Return the engine.
 
     Raises:
-        ConfigError: all problems, each with its key and where it was set.
+        ConfigError: all problems, each with its key and origin.
     """
     return validate(cfg, PREDICTION, training=False)

@@ -1,6 +1,6 @@
-"""Views of one image that go through a model together, and the mean of the masks that they give.
+"""Views of one image that are predicted together, and the mean of their masks.
 
-All coordinates are pixels of the input image: a view is undone on boxes, probabilities and run-lengths, exactly.
+All coordinates are pixels of the input image: views are inverted exactly on boxes, probabilities and run lengths.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from detseg.structures.rle import encode_crops
 def network_inputs(
     model: ImageModel, channels: np.ndarray, views: Sequence[View], sizes: Sequence[Sequence[Size]]
 ) -> Iterator[tuple[View, np.ndarray]]:
-    """Yield every view with what the network sees, (h, w, C); what views share is computed once.
+    """Yield every view with its network input (h, w, C); steps that views share are computed once.
 
-    channels: as of ImageModel.channels. sizes: (height, width) of every view at the network, before it is rotated; of
-    some after another size, from which that is made.
+    channels: see ImageModel.channels. sizes: (height, width) of every view at the network, before rotation; for some
+    views after an intermediate size, from which it is made.
     """
     value_range = None
     resized: dict[Any, np.ndarray] = {}
@@ -44,9 +44,9 @@ def network_inputs(
 
 
 class ViewBatch:
-    """Views of one image, of one size at the network, that go through a model together.
+    """Views of one image with one size at the network, predicted together.
 
-    size: (height, width) of the image. keep: whether the features are kept from the boxes to the masks.
+    size: (height, width) of the image. keep: whether features are kept from the boxes for the masks.
     """
 
     def __init__(self, model: ImageModel, size: tuple[int, int]) -> None:
@@ -59,17 +59,17 @@ class ViewBatch:
 
     @property
     def pixels(self) -> int:
-        """At the network, of all views."""
+        """Network pixels of all views."""
         return sum(array.shape[0] * array.shape[1] for array in self.arrays)
 
     def detect(self, soft_masks: bool) -> list[Predictions]:
-        """Boxes and masks that every view finds, in the pixels of the image."""
+        """Return the boxes and masks found in each view, in pixels of the image."""
         with self.model.autocast():
             found = self.model.segmenter.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
         return self._mapped_back(found)
 
     def maps(self) -> list[np.ndarray]:
-        """Maps (M, H, W) of every view, in the pixels of the image."""
+        """Return the maps (M, H, W) of each view, at the size of the image."""
         segmenter = self.model.segmenter
         assert isinstance(segmenter, MapSegmenter)
         with self.model.autocast():
@@ -80,7 +80,7 @@ class ViewBatch:
         return [segmenter.turned(maps, view.symmetry.inverse) for view, maps in turned]
 
     def boxes(self) -> list[Predictions]:
-        """Boxes that every view finds, in the pixels of the image."""
+        """Return the boxes found in each view, in pixels of the image."""
         if not self.model.segmenter.takes_boxes:
             return [one.without_masks() for one in self.detect(soft_masks=False)]
         with self.model.autocast():
@@ -88,7 +88,7 @@ class ViewBatch:
         return self._mapped_back(found)
 
     def add_masks(self, mean: MeanMasks) -> None:
-        """Add the probabilities that every view gives to the boxes of `mean`."""
+        """Add the mask probabilities of each view for the boxes of `mean`."""
         boxes = mean.boxes
         if self.model.places is not None:
             boxes = dataclasses.replace(boxes, classes=np.argsort(self.model.places)[boxes.classes])
@@ -98,7 +98,7 @@ class ViewBatch:
         for view, (probabilities, quality) in zip(self.views, masks, strict=True):
             cells_first = probabilities.transpose(1, 2, 0)
             mean.add(view.symmetry.inverse.array(cells_first).transpose(2, 0, 1), quality, self.model.weight)
-        self._cached = None  # nothing is asked of these features any more
+        self._cached = None  # these features are not needed again
 
     def _output_sizes(self) -> list[tuple[int, int]]:
         return [view.symmetry.size(*self.size) for view in self.views]
@@ -115,15 +115,15 @@ class ViewBatch:
 
 
 class MeanMasks:
-    """The weighted mean of mask probabilities over views, pasted once: pasting is linear; and that of the masks'
-    qualities, over the models that tell any. boxes: cut off at the border of their image.
+    """The weighted mean of mask probabilities over views, pasted once because pasting is linear; and of mask qualities
+    over the models that predict them. boxes: clipped to the image.
     """
 
     def __init__(self, boxes: Predictions) -> None:
         self.boxes = boxes
         self.weight = self.quality_weight = 0.0
         self.quality_sum = np.zeros(len(boxes), dtype=np.float32)
-        self.sums: dict[int, np.ndarray] = {}  # by the number of cells along a side, of which models may have different
+        self.sums: dict[int, np.ndarray] = {}  # by mask resolution, which may differ between models
 
     def add(self, probabilities: np.ndarray, quality: np.ndarray | None, weight: float) -> None:
         """Add masks (N, s, s) float32 within the boxes, and their qualities (N,) float32."""
@@ -135,8 +135,8 @@ class MeanMasks:
         self.sums[size] = self.sums.get(size, 0) + probabilities * np.float32(weight)
 
     def result(self, thresholds: np.ndarray) -> Predictions:
-        """Return the boxes, in their order, with masks of the pixels with at least `thresholds` (N,) mean probability,
-        and with soft masks and qualities.
+        """Return the boxes, in their order, with masks of the pixels with a mean probability of at least `thresholds`
+        (N,), and with soft masks and qualities.
         """
         boxes, height, width = self.boxes.boxes, self.boxes.height, self.boxes.width
         pasted = [paste_crops(sums / np.float32(self.weight), boxes, height, width) for sums in self.sums.values()]

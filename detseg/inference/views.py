@@ -1,20 +1,20 @@
-"""Views of an image for test-time augmentation: rotated and mirrored, at another size, with other intensities.
+"""Views of an image for test-time augmentation: rotated and mirrored, resized, or with changed intensities.
 
 A view is written as words joined by +, in any order, each kind once:
 
     none h v hv transpose rot90 rot270 antitranspose     a symmetry of the square (structures/symmetries.py)
-    scale=1.25                                           the size at the network, times this
-    short=800                                            instead of INPUT.MIN_SIZE_TEST (pixels)
-    brightness=0.1  contrast=1.2                         as INPUT.RANDOM_BRIGHTNESS and RANDOM_CONTRAST draw them
-    clahe, clahe=3                                       contrast limited adaptive histogram equalisation, its limit
+    scale=1.25                                           factor on the size at the network
+    short=800                                            replaces INPUT.MIN_SIZE_TEST (pixels)
+    brightness=0.1  contrast=1.2                         as drawn by INPUT.RANDOM_BRIGHTNESS and RANDOM_CONTRAST
+    clahe, clahe=3                                       contrast-limited adaptive histogram equalisation, its limit
 
-so that h+scale=1.25+clahe is one view. Two words stand for several views: flips (none, h, v, hv) and eight (all
-symmetries); flips+clahe are four.
+for example h+scale=1.25+clahe. Two words stand for several views: flips (none, h, v, hv) and eight (all symmetries);
+flips+clahe are four.
 
-The order is: intensities, size, symmetry. An image is rotated and mirrored at the size at which the network sees it, so
-that whole pixels move and the inverse is exact whatever the sizes are. The network's own padding comes after that, at
-the right and at the bottom: seen from the image, the grid of strides is placed differently in every view. Training
-showed the network objects at all places of its grid, so no view is preferred; what they differ in, their mean averages.
+The order is: intensities, size, symmetry. An image is rotated and mirrored at its size at the network, so that whole
+pixels move and the inverse is exact for any size. The network's own padding is added after that, at the right and
+bottom: relative to the image, the grid of strides has a different position in every view. In training the network saw
+objects at all positions of its grid, so no view is preferred, and the differences average out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Size = tuple[int, int]
 
 SETS = {"flips": ("none", "h", "v", "hv"), "eight": tuple(SYMMETRIES)}
 CLAHE_LIMIT = 2.0
-# Word -> smallest and largest legal number.
+# Word -> smallest and largest valid number.
 NUMBERS = {
     "scale": (0.1, 10.0),
     "short": (1, 100_000),
@@ -47,14 +47,14 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """brightness: added, a fraction of the range. contrast: a factor about the mean. clahe: its limit, 0 for none."""
+    """brightness: added, as a fraction of the range. contrast: factor about the mean. clahe: its limit, 0 for none."""
 
     brightness: float = 0.0
     contrast: float = 1.0
     clahe: float = 0.0
 
     def __call__(self, image: np.ndarray, value_range: ValueRange) -> np.ndarray:
-        """Return an image (H, W, C) uint8, uint16 or float32 with other intensities, of the same dtype and range."""
+        """Return an image (H, W, C) uint8, uint16 or float32 with changed intensities, of the same dtype and range."""
         if self.brightness or self.contrast != 1:
             image = change_intensities(
                 image, contrast=self.contrast, brightness=self.brightness, value_range=value_range
@@ -64,10 +64,10 @@ class IntensityChange:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image; see the module.
+    """One view of an image; see the module.
 
-    longest: the longer edge is at most this where `short` is set. resized_twice: the image is first brought to the size
-    at which it is seen without augmentation, and `short` is made of that.
+    longest: upper limit of the longer edge if `short` is set. resized_twice: the image is first resized to its size
+    without augmentation, and then to `short`.
     """
 
     symmetry: Symmetry = SYMMETRIES["none"]
@@ -83,10 +83,10 @@ PLAIN = View()
 
 
 def parse_views(words: Sequence[str]) -> list[View]:
-    """Read views, sets expanded, without those that come twice.
+    """Parse views, with sets expanded and duplicates removed.
 
     Raises:
-        ConfigError: naming the word and what there is.
+        ConfigError: names the unknown word and the valid ones.
     """
     views = list(dict.fromkeys(view for text in words for view in _parse(text)))
     if not views:
@@ -95,9 +95,9 @@ def parse_views(words: Sequence[str]) -> list[View]:
 
 
 def detectron2_views(min_sizes: Sequence[int], max_size: int, flip: bool) -> list[View]:
-    """The views of Detectron2's TEST.AUG: every size, and with `flip` its mirror image too.
+    """Return the views of Detectron2's TEST.AUG: every size, and with `flip` also its mirror image.
 
-    Detectron2 makes them of what its loader gives, which is resized already.
+    Detectron2 makes them from the image of its loader, which is already resized.
     """
     return [
         View(
@@ -113,7 +113,7 @@ def detectron2_views(min_sizes: Sequence[int], max_size: int, flip: bool) -> lis
 
 
 def _parse(text: str) -> list[View]:
-    """The views of one word of the user's."""
+    """Return the views that one argument stands for."""
     numbers: dict[str, float] = {}
     symmetries: tuple[str, ...] = ()
     for word in text.split("+"):
