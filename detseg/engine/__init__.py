@@ -1,1 +1,1 @@
-"""The native training engine: one plain loop and the few parts that it is made of."""
+"""Training: one plain loop and its parts."""

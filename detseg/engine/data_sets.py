@@ -1,4 +1,4 @@
-"""The data sets of a training, loaded and checked before anything else takes time."""
+"""The data sets of a training, loaded and checked before anything that takes time."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from detseg.models.table import num_classes
 if TYPE_CHECKING:
     from detseg.config import Config
 
-# Images whose masks are looked at before a training: evenly chosen, a second or two.
+# Images whose masks are checked before a training, evenly spaced; this takes a second or two.
 _IMAGES_CHECKED = 100
 
 logger = logging.getLogger(__name__)
 
 
 def load_training_set(cfg: Config) -> CocoDataset:
-    """DATASETS.TRAIN, EXTRA_TRAIN and PSEUDO as one set; classes in the order of DATASETS.CLASSES, else of the first.
+    """Load DATASETS.TRAIN, EXTRA_TRAIN and PSEUDO as one set; classes as DATASETS.CLASSES, else as in the first set.
 
-    With DATASETS.FOLD without the images of this fold of DATASETS.TRAIN.
+    With DATASETS.FOLD, the images of this fold of DATASETS.TRAIN are left out.
 
     Raises:
-        DataError: a set cannot be read, images are missing, classes differ, there is no object. ConfigError: the number
-            of classes is another one than the model's.
+        DataError: a set cannot be read, images are missing, classes differ, or there are no objects. ConfigError: the
+            number of classes is not the model's.
     """
     make_missing_sets(cfg.INPUT.COPY_PASTE.SOURCES)
     folds = Folds.from_config(cfg)
@@ -64,13 +64,13 @@ def load_training_set(cfg: Config) -> CocoDataset:
 
 
 def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[str, CocoDataset]:
-    """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
+    """Load the sets of DATASETS.TEST by short name, in order, with classes in the order of `classes` (None: their own).
 
-    With DATASETS.FOLD only the images of this fold of DATASETS.TRAIN, by the annotations that DATASETS.TEST has of them
-    where it has the same images.
+    With DATASETS.FOLD, only the images of this fold of DATASETS.TRAIN, with the annotations of DATASETS.TEST if that
+    has the same images.
 
     Raises:
-        DataError, ConfigError: as `load_training_set`; an object in one of the sets is enough.
+        DataError, ConfigError: as `load_training_set`, except that one set with objects is enough.
     """
     folds = Folds.from_config(cfg)
     if folds.in_use:
@@ -80,7 +80,7 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     sets = found if classes is None else {name: dataset.with_classes(classes) for name, dataset in found.items()}
     for dataset in sets.values():
         describe("test", dataset, cfg)
-    # One fold without an object does not end the training of all.
+    # A single fold without objects must not end the training of all.
     said = object_warnings(found[fold_name(folds.fold)]) if folds.in_use else check_sets(list(sets.values()))
     for text in said:
         logger.warning("test data: %s", text)
@@ -88,11 +88,11 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
 
 
 def load_folds(cfg: Config) -> FoldedSets:
-    """What every fold of DATASETS.TRAIN is trained with and validated on.
+    """Load the data that the folds of DATASETS.TRAIN are trained and validated on.
 
     Raises:
-        DataError: there are no folds, DATASETS.TEST is of other images in part, DATASETS.EXTRA_TRAIN has an image of a
-            fold, or as `load_training_set`.
+        DataError: there are no folds, DATASETS.TEST has only some of the same images, DATASETS.EXTRA_TRAIN has an image
+            of a fold, or as `load_training_set`.
     """
     data = cfg.DATASETS
     together = _load(cfg, (*data.TRAIN, *data.EXTRA_TRAIN))
@@ -105,19 +105,19 @@ def load_folds(cfg: Config) -> FoldedSets:
 
 @dataclass(frozen=True)
 class UnlabeledImages:
-    """Images without annotations. Sizes of 0 are not known."""
+    """Images without annotations. Unknown sizes are 0."""
 
     images: list[ImageRecord]
     name: str = "SEMI.UNLABELED"
 
 
 def load_unlabeled(cfg: Config) -> UnlabeledImages:
-    """The images of SEMI.UNLABELED, each once: of COCO files, catalog names, folders, globs and lists.
+    """Load the images of SEMI.UNLABELED, without duplicates: COCO files, catalog names, folders, globs and lists.
 
-    Paths are relative to the working folder, else to `$DETSEG_DATASETS`. Annotations are not looked at.
+    Paths are relative to the working directory, else to `$DETSEG_DATASETS`. Annotations are ignored.
 
     Raises:
-        DataError: there is no such set, or it has no image.
+        DataError: a set does not exist or has no images.
     """
     records: dict[Path, ImageRecord] = {}
     for name in cfg.SEMI.UNLABELED:
@@ -145,9 +145,9 @@ def load_unlabeled(cfg: Config) -> UnlabeledImages:
 class TrainingData:
     """All images of a training; the sets are those of the functions above.
 
-    diameters: of the objects of `train`, None without INPUT.OBJECT_SIZE. The rest is for what the main process stores,
-    and missing in others: the intensities of `train`, all images that are trained with, and what tells the data sets
-    apart, by name (run.json).
+    diameters: of the objects of `train`, None without INPUT.OBJECT_SIZE. The other fields are for what the main process
+    stores, and empty in other processes: the intensities of `train`, all training images, and the fingerprints of the
+    data sets by name (for run.json).
     """
 
     train: CocoDataset
@@ -160,11 +160,11 @@ class TrainingData:
 
 
 def load_training_data(cfg: Config, *, is_main: bool = True) -> TrainingData:
-    """Load and check all images of a training, in each process that takes part in it.
+    """Load and check all images of a training, in each of its processes.
 
     Raises:
-        DataError, ConfigError: as `load_training_set` and `load_unlabeled`; images are validated on that are trained
-            with, or that a teacher was.
+        DataError, ConfigError: as `load_training_set` and `load_unlabeled`; or validation images are also training
+            images, of this model or of a teacher.
     """
     train = load_training_set(cfg)
     test = load_test_sets(cfg, train.class_names)
@@ -191,9 +191,9 @@ def refuse_leaks(
     key: str = "DATASETS.EXTRA_TRAIN or PSEUDO",
     warn: bool = False,
 ) -> None:
-    """Raise DataError where images of a key's data, by the content of their files, are validated on.
+    """Raise DataError if images of a key's data, compared by file content, are also validation images.
 
-    warn: of images of equal names and sizes, too, which may be the same pictures, saved again.
+    warn: also warn of images with equal names and sizes, which may be the same pictures, saved again.
     """
     if not extra:
         return
@@ -224,8 +224,8 @@ def refuse_leaks(
 
 
 def check_apart(data: CocoDataset, cfg: Config, test_sets: Mapping[str, CocoDataset]) -> None:
-    """Raise DataError where images of DATASETS.EXTRA_TRAIN or PSEUDO, or of the training of the teachers that made the
-    pseudo-labels, are validated on. data: of `load_training_set`.
+    """Raise DataError if validation images are in DATASETS.EXTRA_TRAIN or PSEUDO, or were training images of the
+    teachers that made the pseudo-labels. data: from `load_training_set`.
     """
     further = np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN))
     if len(further):
@@ -254,7 +254,7 @@ def check_apart(data: CocoDataset, cfg: Config, test_sets: Mapping[str, CocoData
 
 
 def _load(cfg: Config, names: Sequence[str], classes: Sequence[str] | None = None) -> list[CocoDataset]:
-    """Load data sets with the same classes: `classes`, else DATASETS.CLASSES, else those of the first."""
+    """Load data sets with common classes: `classes`, else DATASETS.CLASSES, else those of the first set."""
     sets = []
     for name in names:
         make_missing_sets([name])
@@ -278,11 +278,11 @@ def _load(cfg: Config, names: Sequence[str], classes: Sequence[str] | None = Non
 
 
 def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:
-    """The intensities of images spread over a data set, as the model gets them; warn where MODEL.PIXEL_MEAN and
-    PIXEL_STD suit others.
+    """Measure the intensities of images sampled from a data set, as the model gets them; warn if they do not fit
+    MODEL.PIXEL_MEAN and PIXEL_STD.
 
     Raises:
-        DataError: an image cannot be read, or the model cannot take it.
+        DataError: an image cannot be read, or the model does not accept it.
     """
     preprocess = ImagePreprocess.from_config(cfg)
     suited = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
@@ -312,10 +312,10 @@ def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:
 
 
 def fingerprint(dataset: CocoDataset, cfg: Config) -> dict[str, Any]:
-    """What tells a data set apart, as plain values: hashes of its annotations and of its image files, and counts.
+    """Return a data set's fingerprint as plain values: hashes of its annotations and image files, and counts.
 
-    Groups are the values of DATALOADER.BALANCE_BY, or of the images' field `group`. Raises DataError where an image
-    cannot be read.
+    Groups are the values of DATALOADER.BALANCE_BY, or of the images' field `group`. Raises DataError if an image cannot
+    be read.
     """
     counts = dataset.objects_per_image()
     field = cfg.DATALOADER.BALANCE_BY if cfg.DATALOADER.BALANCE_BY not in ("", "category") else "group"
@@ -336,7 +336,7 @@ def fingerprint(dataset: CocoDataset, cfg: Config) -> dict[str, Any]:
 
 
 def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:
-    """Log what a data set holds; warn of images with more objects than the model may find."""
+    """Log the contents of a data set; warn of images with more objects than the model may find."""
     counts = dataset.objects_per_image()
     totals = counts.sum(axis=0).tolist()
     by_class = ", ".join(f"{name} {count}" for name, count in zip(dataset.class_names, totals, strict=True))

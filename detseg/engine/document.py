@@ -1,8 +1,8 @@
-"""The tables of docs/configuration.md and docs/engines.md, made from what the keys and the parts declare.
+"""Generate the tables of docs/configuration.md and docs/engines.md from the declarations of the keys and options.
 
     python -m detseg.engine.document docs/configuration.md docs/engines.md
 
-A test compares the files with what this makes, so that they stay true.
+A test compares the files with the generated tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHARED = (EngineOptions, ModelOptions, *PREDICTION, *EVALUATION, *TRAINING)
 
 
 def own_keys_table() -> str:
-    """Every key that Detectron2 does not have: name, default, type, explanation."""
+    """Return all keys that Detectron2 does not have: name, default, type, explanation."""
     rows = (
         (f"`{name}`", _code(key.default), kinds()[name].describe(), key.explanation)
         for name, key in sorted(OWN_KEYS.items())
@@ -37,14 +37,14 @@ def own_keys_table() -> str:
 
 
 def differences_table() -> str:
-    """Every key of Detectron2's whose default is another one here, with the reason."""
+    """Return Detectron2's keys with a different default here, with the reason."""
     theirs = detectron2_defaults()
     rows = ((f"`{each.name}`", _code(theirs[each.name]), _code(each.default), each.reason) for each in DIFFERENCES)
     return _table(("key", "Detectron2", "detseg", "why"), rows)
 
 
 def native_table() -> str:
-    """Every key of Detectron2's that a native model, or what is around it, acts on: values, and with which models."""
+    """Return Detectron2's keys that the native engine reads: their values, and for which models."""
     shared = {key: rule for options in _SHARED for key, rule in options.rules().items()}
     rows: dict[tuple[str, str], list[str]] = {}
     for key, rule in shared.items():
@@ -63,15 +63,15 @@ def native_table() -> str:
 
 
 def engines_table() -> str:
-    """What each engine implements, where one does not take all legal values; `SECTION.*` for all keys below."""
+    """Return what each engine implements, for keys that differ; `SECTION.*` for all keys below it."""
     rows = ((f"`{name}`", native, detectron2) for name, native, detectron2 in engine_rows())
     return _table(("key", "native", "detectron2"), rows)
 
 
 def engine_rows() -> Iterator[tuple[str, str, str]]:
-    """Yield (key or `SECTION.*`, what native takes, what detectron2 takes) as of `engines_table`."""
+    """Yield (key or `SECTION.*`, native values, Detectron2 values) for `engines_table`."""
     rules = {key: rule for options in _SHARED for key, rule in options.rules().items()}
-    for name in ARCHITECTURES:  # the first says more: its keys are Detectron2's
+    for name in ARCHITECTURES:  # the first has precedence: its keys are Detectron2's
         rules = options_of(name).rules() | rules
     rules |= options_of("GeneralizedRCNN").rules()
     verdicts = {key: _verdict(key, rules.get(key)) for key in default_values()}
@@ -83,7 +83,7 @@ def engine_rows() -> Iterator[tuple[str, str, str]]:
 def _verdict(key: str, rule: Rule | None) -> tuple[str, str]:
     native = detectron2 = "no" if rule is None else "yes"
     if key.startswith(("MODEL.", "SOLVER.", "SEMI.")) or key in DETECTRON2_ONLY:
-        is_loops = key.startswith("SOLVER.") and key in detectron2_defaults()  # shared like the data's
+        is_loops = key.startswith("SOLVER.") and key in detectron2_defaults()  # shared by both engines, like data keys
         detectron2 = detectron2 if is_loops else "yes" if implements(key) else "no"
     if rule is not None and (rule.registry or rule.detectron2):
         native = ", ".join(_code(value) for value in rule.choices or ())
@@ -97,7 +97,7 @@ def _verdict(key: str, rule: Rule | None) -> tuple[str, str]:
 
 
 def _collapsed(verdicts: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """One name for a whole section whose keys all have one verdict of yes and no."""
+    """Merge a section whose keys all have the same yes or no into one row."""
     names: dict[str, Any] = {}
     for key, verdict in verdicts.items():
         name = key
@@ -111,7 +111,7 @@ def _collapsed(verdicts: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str
 
 
 def _legal(rule: Rule) -> str:
-    """The legal values of a key in words, as far as its rule says them."""
+    """Describe the valid values of a key, as far as its rule gives them."""
     words = []
     if rule.choices is not None:
         words.append(", ".join(_code(value) for value in rule.choices))
@@ -129,7 +129,7 @@ def _legal(rule: Rule) -> str:
 
 
 def fill_tables(text: str) -> str:
-    """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->` by the table of that name.
+    """Replace the text between `<!-- table: NAME -->` and `<!-- end -->` by the table of that name.
 
     Raises:
         ConfigError: the text names a table that does not exist.

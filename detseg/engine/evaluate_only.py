@@ -1,4 +1,4 @@
-"""`train_net --eval-only`: score weights without training and without changing what a run has written."""
+"""`train_net --eval-only`: score weights without training and without changing the files of a run."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What the images go through before the network: weights fit only what they were trained with.
+# Preprocessing keys: weights are valid only with those of their training.
 INPUT_KEYS = ("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.SCALING", "INPUT.INVERT", "INPUT.FORMAT", "MODEL.PIXEL")
 
 
 def evaluate_only(
     cfg: Config, overrides: Sequence[str] = (), processes: Processes = SINGLE
 ) -> tuple[Path, dict[str, Any]]:
-    """Evaluate MODEL.WEIGHTS of the command line, or where there is no run; else the run's best weights.
+    """Evaluate MODEL.WEIGHTS if set on the command line or without a run; else the run's best weights.
 
-    Results of a run's weights go into its folder where it has none yet, else into its evaluations/001 and so on; those
-    of other weights into a new run folder, or into evaluations/ of the run in OUTPUT_DIR.
+    Results of a run's own weights go into its folder, or if that has results already, into evaluations/001 and so on;
+    those of other weights into a new run folder, or into evaluations/ of the run in OUTPUT_DIR.
 
     Args:
-        cfg: the configuration as it was asked for.
-        overrides: the words of the command line, which override the run's own settings.
+        cfg: the requested configuration.
+        overrides: command-line arguments, which override the run's own settings.
         processes: those that predict together.
 
     Returns:
-        the folder, and what its final_metrics.json holds.
+        the folder, and the content of its final_metrics.json.
 
     Raises:
-        ConfigError: nothing to evaluate with, or on. WeightsError: the weights do not fit.
+        ConfigError: there is nothing to evaluate, or no images. WeightsError: the weights do not fit.
     """
     cfg, engine, weights, folder, classes = processes.from_main(lambda: _choose(cfg, overrides))
     session = Session(cfg, engine, RunFolder(folder, locked=False), processes)
@@ -64,7 +64,7 @@ def evaluate_only(
 
 
 def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice, Path, Path, list[str] | None]:
-    """The configuration, engine, weights, folder of the results, and the classes that are stored with the weights."""
+    """Return the configuration, engine, weights, output folder, and the classes stored with the weights."""
     run = find_run(cfg)
     own = None if run is None else run / "checkpoints" / "best.pth"
     trained_by = None
@@ -82,7 +82,7 @@ def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice
         weights = resolve_weights(cfg.MODEL.WEIGHTS)
         try:
             saved = load_checkpoint(weights)
-        except WeightsError:  # no checkpoint of detseg
+        except WeightsError:  # not a checkpoint of detseg
             saved = {}
         parent = run / "evaluations" if run is not None and cfg.origin("OUTPUT_DIR") != "default" else None
         run = None if parent is None else run

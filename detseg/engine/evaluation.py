@@ -1,4 +1,4 @@
-"""Scoring a model on data sets: quickly while it trains, and in full, with everything written, at the end."""
+"""Score a model on data sets: quickly during training, and completely at its end, with all results written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Images, spread evenly, that tell which precision predicts as well as float32: it takes two or three passes.
+# Images, evenly spaced, on which precisions are compared with float32, which takes two or three passes.
 MEASURED_IMAGES = 64
 
 
@@ -52,15 +52,15 @@ def build_quick_evaluation(
     *,
     typical_diameter: float | None = None,
 ) -> Evaluate:
-    """The evaluation during training: a function of the model that returns the scores; cheaper than the final one.
+    """Return the evaluation during training: a function of the model that returns scores; cheaper than the final one.
 
-    The size of objects (INPUT.OBJECT_SIZE) is estimated as in prediction, and not taken from the labels.
-    typical_diameter: see ImageModel.
+    With INPUT.OBJECT_SIZE, object sizes are estimated as in prediction, not taken from the labels. typical_diameter:
+    see ImageModel.
 
-    The trackers get pictures of TRACKING.PICTURES images, the same ones every time, by the `name` of the set.
+    The trackers get pictures of TRACKING.PICTURES images, the same ones every time, under the `name` of the set.
 
-    COCO AP is computed only where it is the `best_metric`. Several processes predict their part of the images each; the
-    main one scores. Images are not augmented (TEST.AUG): that is left to the final evaluation, which chooses the
+    COCO AP is computed only if it is the `best_metric`. If several processes train, each predicts a part of the images
+    and the main process scores. Test-time augmentation (TEST.AUG) is left to the final evaluation, which chooses the
     thresholds.
     """
     options, inference = EvaluationOptions.from_config(session.cfg), InferenceOptions.from_config(session.cfg)
@@ -102,24 +102,24 @@ def evaluate_weights(
     *,
     iteration: int = 0,
 ) -> dict[str, Any]:
-    """Load weights into `model`, predict and score every data set with them, and write all of it into the run's folder.
+    """Load weights into `model`, predict and score every data set, and write all results to the run's folder.
 
-    predictions/NAME.json.gz holds everything above MODEL.ROI_HEADS.SCORE_THRESH_TEST. The score threshold is chosen on
-    the first set and used for all; postprocess.yaml has it. overlays/NAME shows truth and prediction side by side; the
-    trackers get these pictures too.
+    predictions/NAME.json.gz holds all detections above MODEL.ROI_HEADS.SCORE_THRESH_TEST. The score threshold is chosen
+    on the first set, used for all, and stored in postprocess.yaml. overlays/NAME shows ground truth and prediction side
+    by side; the trackers get these pictures too.
 
     Args:
-        model: on its device; it is left in evaluation mode.
+        model: on its device; left in evaluation mode.
         datasets: by name; the first is the validation set.
-        iteration: at which the trackers show the overlays.
+        iteration: under which the trackers log the overlays.
 
     Returns:
-        what final_metrics.json holds: the first set's scores with `score_threshold`, where there are more sets
-        `datasets`, the scores of each by name, the `number_format` that was taken for all, and how many `parameters`
-        the model has.
+        the content of final_metrics.json: the first set's scores with `score_threshold`; with several sets also
+        `datasets`, the scores of each by name; the `number_format` used for all; and the model's number of
+        `parameters`.
 
     Raises:
-        TrainingInterrupted: a signal came.
+        TrainingInterrupted: a signal was received.
     """
     cfg, processes, folder = session.cfg, session.processes, session.run.path
     loaded = processes.from_main(lambda: load_weights(model, weights))
@@ -181,7 +181,7 @@ def _score_set(
     info: dict[str, Any],
     iteration: int,
 ) -> tuple[dict[str, Any], Postprocess]:
-    """Write and draw what was predicted for a data set; return its scores, and the postprocess that they are after."""
+    """Write and draw the predictions for a data set; return its scores and the postprocess applied before scoring."""
     options, folder = EvaluationOptions.from_config(session.cfg), session.run.path
     write_set(folder / PREDICTIONS_FOLDER / f"{name}.json.gz", predictions, dataset, info)
     truth = GroundTruth.from_coco(dataset)
@@ -208,9 +208,9 @@ def measure_precisions(
     classes: Sequence[str],
     typical_diameter: float | None = None,
 ) -> dict[str, float]:
-    """Object AP by precision, float32 and then the fastest first until one is as good; {} where there is no choice.
+    """Measure object AP by precision: float32, then the fastest first until one is as good; {} if there is no choice.
 
-    Images are not augmented: views change what is found more than the precision does.
+    Without test-time augmentation, which changes the detections more than the precision does.
     """
     fast = session.processes.from_main(lambda: precisions_of(model)[:-1])
     dataset = dataset.select(spread_evenly(len(dataset), MEASURED_IMAGES))
@@ -243,15 +243,15 @@ def predict_all(
     description: str = "evaluating",
     pixels: PixelScores | None = None,
 ) -> list[Predictions]:
-    """Predict the images of a data set, with a progress bar, or a line a minute where there is no terminal.
+    """Predict the images of a data set, with a progress bar, or one line a minute without a terminal.
 
-    Of several processes each predicts every `processes.count`-th image. pixels: scores the maps of these.
+    With several processes, each predicts every `processes.count`-th image. pixels: accumulates pixel scores.
 
     Returns:
-        the predictions of all images in order, once each; of several processes, only in the main one.
+        the predictions of all images in order; with several processes, only in the main one.
 
     Raises:
-        TrainingInterrupted: a signal came.
+        TrainingInterrupted: a signal was received.
     """
     from detseg.progress import ProgressBar
 
@@ -267,7 +267,7 @@ def predict_all(
             bar.update()
             session.stop.raise_if_requested("stopped during an evaluation; the training up to it is saved")
     whole: list[Any] = [None] * len(dataset)
-    for rank, part in enumerate(processes.gather(predictions)):  # nothing in processes other than the main one
+    for rank, part in enumerate(processes.gather(predictions)):  # empty in processes other than the main one
         whole[rank :: processes.count] = part
     return whole
 
@@ -280,14 +280,14 @@ def draw_overlays(
     folder: Path,
     wanted: int,
 ) -> list[Path]:
-    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set; return the PNGs."""
+    """Draw truth and postprocessed predictions of `wanted` images, evenly spaced in the set; return the PNG paths."""
     from detseg.report.overlays import Overlay, draw_overlay, overlay_names
 
     names, drawn = overlay_names(dataset.images), []
     for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
         shown = postprocess.apply(predictions[index])
         note = ""
-        if shown.rles is not None:  # object AP needs masks
+        if shown.rles is not None:  # object AP requires masks
             scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
             note = f"object AP {scores['object_ap']:.3f}"
         overlay = Overlay(dataset.images[index], index, shown)
@@ -297,21 +297,21 @@ def draw_overlays(
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:
-    """Return `wanted` indices spread evenly over 0..count - 1, first and last included; all for 0 or for too many."""
+    """Return `wanted` evenly spaced indices of 0..count - 1, including both ends; all if `wanted` is 0 or too large."""
     if wanted <= 0 or wanted >= count:
         return list(range(count))
     return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
 
 
 def group_field(dataset: CocoDataset, options: EvaluationOptions) -> str | None:
-    """The image-level field that the loader balances, where images of this data set have it."""
+    """Return the image-level field that the loader balances, if images of this data set have it."""
     field = options.balanced_by
     is_there = field not in ("", "category") and any(field in record.metadata for record in dataset.images)
     return field if is_there else None
 
 
 def without_nones(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what was not computed."""
+    """Return metrics without those that are None, in nested mappings too."""
     return {
         key: without_nones(value) if isinstance(value, Mapping) else value
         for key, value in metrics.items()

@@ -1,4 +1,4 @@
-"""What the folds of a cross-validation predict for the images that they were not trained with, as one set."""
+"""Out-of-fold predictions of a cross-validation, joined into one set."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 SCORES_FILE = "fold_scores.csv"
 CONTENTS = {
-    OUT_OF_FOLD_FILE: "what every image's own fold predicts for it, before thresholds",
+    OUT_OF_FOLD_FILE: "out-of-fold predictions of all images, before thresholds",
     OUT_OF_FOLD_TRUTH: "the same images with their ground truth",
-    REPORT_FILE: "all of this for people, in one file",
+    REPORT_FILE: "scores, curves and images in one file",
     SCORES_FILE: "the scores of every fold and of all",
     METRICS_FILE: "all scores",
     POSTPROCESS_FILE: "the score threshold chosen on all images",
@@ -59,18 +59,19 @@ CONTENTS = {
 
 
 def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
-    """Join the predictions of all folds, score them and write everything into the folder of the folds.
+    """Join the predictions of all folds, score them and write everything to the folder of the folds.
 
     Args:
         runs: the folds, all finished.
-        sets: the images that are in a fold, with the truth that they are validated on.
+        sets: the images of all folds, with their validation annotations.
 
     Returns:
-        what final_metrics.json holds: the scores of all images together, with one score threshold, and in `folds` those
-        of every fold by name, each with its own; in `cross_fitted` object AP with thresholds chosen on other folds.
+        the content of final_metrics.json: the scores of all images together, with one score threshold; in `folds` those
+        of each fold by name, each with its own threshold; in `cross_fitted` object AP with thresholds chosen on the
+        other folds.
 
     Raises:
-        RunError: predictions are missing, or are those of other images; folds were trained with different settings.
+        RunError: predictions are missing or of other images, or folds were trained with different settings.
     """
     imports = same_imports(cfg)
     also_free = ["SEED"] if cfg.SEED < 0 else []
@@ -115,9 +116,9 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
 
 
 def cross_fitted_object_ap(dataset: CocoDataset, predictions: Sequence[Predictions], folds: np.ndarray) -> float | None:
-    """Object AP of every fold after the thresholds of score and size that are best on the other folds.
+    """Object AP with each fold's score and size thresholds chosen on the other folds.
 
-    None where it is not defined: no masks, no objects, one fold.
+    None if undefined: no masks, no objects, or a single fold.
     """
     truth = GroundTruth.from_coco(dataset)
     active, _ = classes_to_tune(truth, predictions)
@@ -134,8 +135,8 @@ def cross_fitted_object_ap(dataset: CocoDataset, predictions: Sequence[Predictio
 def refuse_other_settings(
     runs: Sequence[Path], *, also_free: Sequence[str] = (), imports: Imports | None = None
 ) -> None:
-    """Raise RunError where runs of folds have settings of their own, which `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE`
-    gives them; also_free: keys that may differ beside `FREE`.
+    """Raise RunError if the runs of folds differ in settings, as after `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE`.
+    also_free: keys that may differ in addition to `FREE`.
     """
     settings = [load_config(run / CONFIG_FILE, imports=imports).flatten() for run in runs]
     free = [key for key in FREE if key != "MODEL.ENGINE"] + [*also_free]
@@ -149,15 +150,15 @@ def refuse_other_settings(
 
 
 def of_fold(predictions: Predictions, fold: int) -> Predictions:
-    """The predictions of an image as those of its fold's model, and the fold as a field of the image."""
+    """Return an image's predictions with the fold that made them, in the provenance and as a field of the image."""
     provenance, metadata = ({**known, FOLD: fold} for known in (predictions.provenance, predictions.metadata))
     return dataclasses.replace(predictions, provenance=provenance, metadata=metadata)
 
 
 def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> list[Predictions]:
-    """The predictions of all images in the order of the data set; `provenance["fold"]` says by which run.
+    """Return the predictions of all images in the order of the data set; `provenance["fold"]` names the run.
 
-    Raises RunError where those of an image are missing.
+    Raises RunError if those of an image are missing.
     """
     joined: dict[int | str, Predictions] = {}
     index = ImageIndex(dataset.images, dataset.name)
@@ -177,7 +178,7 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
 
 
 def fold_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What is scored: every fold, their mean and standard deviation, and all images together."""
+    """Return the rows of scores: every fold, their mean and standard deviation, and all images together."""
     folds: Mapping[str, Mapping[str, Any]] = metrics["folds"]
     keys = [key for key, _ in COLUMNS if all(isinstance(own.get(key), float) for own in folds.values())]
     mean = {key: fmean(own[key] for own in folds.values()) for key in keys}
@@ -186,5 +187,5 @@ def fold_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 
 
 def fold_table(metrics: Mapping[str, Any]) -> str:
-    """The scores of the folds and of all as a table for people."""
+    """Return the scores of the folds and of all images as a text table."""
     return table_of_scores(fold_rows(metrics), (*COLUMNS, ("score_threshold", "threshold")))

@@ -1,4 +1,4 @@
-"""What trackers show of an evaluation: the same images every time, and at the end tables."""
+"""Pictures and tables of an evaluation for the trackers: the same images every time, tables at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
     from detseg.fusion.postprocess import Postprocess
 
-_MOST_CLASSES = 254  # of a class mask of one byte
+_MOST_CLASSES = 254  # in a class mask of one byte
 
 
 def draw_pictures(
@@ -69,7 +69,7 @@ def evaluation_tables(
     name: str,
     pictures: int,
 ) -> dict[str, Table]:
-    """The tables of a final evaluation, `tables/NAME/...`; `pictures` of the worst images are drawn into theirs."""
+    """Return the tables of a final evaluation, `tables/NAME/...`, with pictures of the `pictures` worst images."""
     tables = {
         "classes": Table.of(named_rows(metrics, "per_class")),
         "groups": Table.of(named_rows(metrics, "per_group")),

@@ -1,4 +1,4 @@
-"""How well a model tells classes of pixels, before objects are made of them."""
+"""Pixel scores: how well a model separates classes of pixels, before objects are made from them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class PixelScores:
-    """The scores of MapSegmenter.pixel_shares over a data set, from the maps that a predictor makes objects of. Images
-    that are predicted in tiles are left out.
+    """The scores of MapSegmenter.pixel_shares over a data set, from the maps from which a predictor makes objects.
+    Tiled images are left out.
 
     Attributes:
-        shares: the two numbers of pixels, (2,) int64, of every score over all images so far.
+        shares: the two pixel counts, (2,) int64, of every score, summed over the images so far.
     """
 
     def __init__(self, predictor: Predictor, dataset: CocoDataset) -> None:
@@ -29,7 +29,7 @@ class PixelScores:
         self._detector.on_maps = self._maps.append
 
     def add(self, index: int) -> None:
-        """Count the pixels of image number `index`, which was predicted last."""
+        """Count the pixels of image number `index`, which must be the last one predicted."""
         for maps in self._maps:
             layers, _, ignore = self._dataset.labels(index)
             for name, counts in self._detector.decoder.pixel_shares(maps, layers, ignore).items():
@@ -37,8 +37,8 @@ class PixelScores:
         self._maps.clear()
 
     def gathered(self, processes: Processes) -> dict[str, float]:
-        """Return every score over the images of all processes, in the main one; 1 where a class is neither there nor
-        predicted.
+        """Return every score over the images of all processes, in the main process; 1 for a class that is neither
+        present nor predicted.
         """
         totals: dict[str, np.ndarray] = {}
         for own in processes.gather(self.shares):

@@ -1,4 +1,4 @@
-"""The plan of a training: how long it takes, how it steps, how often it is logged, saved and scored."""
+"""The plan of a training: its length, optimizer steps, and how often it logs, saves and evaluates."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from detseg.optim.precision import PrecisionOptions
 from detseg.optim.schedules import ScheduleOptions
 from detseg.runs.wandb_media import MOST_PICTURES
 
-# The scores that can choose the best checkpoint; all are better when larger.
+# Scores by which the best checkpoint can be chosen; for all of them larger is better.
 BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")
 
 
 @dataclass(frozen=True)
 class TrainingPlan(Options):
     """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. has_masks: of the model.
-    patience: evaluations, 0 for endless. teacher: None without unlabelled images.
+    patience: evaluations, 0 for no early stop. teacher: None without unlabelled images.
     """
 
     section = "SOLVER"
@@ -63,23 +63,23 @@ class TrainingPlan(Options):
 
     @property
     def best_metric(self) -> str:
-        """The score that chooses the best checkpoint."""
+        """The score by which the best checkpoint is chosen."""
         if self.metric != "auto":
             return self.metric
         return "object_ap" if self.has_masks else "coco_bbox_ap"
 
     @property
     def max_iter(self) -> int:
-        """Iterations of the whole training."""
+        """Total number of iterations."""
         return self.schedule.max_iter
 
     @property
     def images_per_iteration(self) -> int:
-        """Images of one iteration, which is one step of the optimizer."""
+        """Images per iteration, which is one optimizer step."""
         return self.loader.batch_size * self.loader.accumulate
 
     def check_processes(self, count: int) -> None:
-        """Raise ConfigError where a batch cannot be divided evenly among `count` processes."""
+        """Raise ConfigError if a batch cannot be divided evenly among `count` processes."""
         if self.loader.batch_size % count:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {self.loader.batch_size}, the images of all processes together, which "
@@ -90,7 +90,7 @@ class TrainingPlan(Options):
 
 @dataclass(frozen=True)
 class ComputeOptions(Options):
-    """How the computer computes: seed, the backbone by torch.compile, and PyTorch's settings of the same names."""
+    """Seed, torch.compile of the backbone, and the PyTorch settings of the same names."""
 
     seed: int = key("SEED", at_least=-1, at_most=2**32 - 1)
     compile: bool = key("MODEL.COMPILE")
@@ -99,7 +99,7 @@ class ComputeOptions(Options):
 
     @contextmanager
     def applied(self) -> Iterator[ComputeOptions]:
-        """PyTorch's settings inside the context are these, afterwards what they were."""
+        """Apply PyTorch's settings during the context, and restore them afterwards."""
         benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         if self.float32_precision:
@@ -115,11 +115,11 @@ class ComputeOptions(Options):
 class EvaluationOptions(Options):
     """How predictions are scored.
 
-    max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during
-    training looks at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the
-    loader balances; those of a field are scored separately. overlays: images that the final evaluation draws.
-    report: whether report.html is written after it. pictures: that every one during training draws for the trackers.
-    precision: see `inference.precision`.
+    max_detections: per image and class, for COCO AP; 0 for all. max_images: images that an evaluation during training
+    uses, evenly spaced; 0 for all. balanced_by: the image-level field, "category" or "", whose values the loader
+    balances; the values of a field are also scored separately. overlays: images that the final evaluation draws.
+    report: whether it is followed by report.html. pictures: images that each evaluation during training draws for the
+    trackers. precision: see `inference.precision`.
     """
 
     section = "TEST"

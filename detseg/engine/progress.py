@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar with ETA and running losses, or plain lines where there is no terminal."""
+"""Progress display of a training: a bar with ETA and running losses, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from detseg.runs.tracker import TRAINING
 
 logger = logging.getLogger(__name__)
 
-# Numbers of a line that another run with the same losses has differently.
+# Numbers in a line that differ between runs with identical losses.
 MEASURED = ("seconds", "data_seconds", "images_per_second", "eta_seconds", "memory_gb")
-# Those that are shown whatever SOLVER.LOG_PERIOD is, counted from where this process began.
+# Iterations of this process that are shown whatever SOLVER.LOG_PERIOD is.
 FIRST_ITERATIONS = (1, 2, 5, 10)
 
 
 class LossWindow:
-    """Sums of what was measured since the last logged line, so that a line is a mean over its whole period.
+    """Sums of the numbers since the last logged line, so that each line is a mean over its whole period.
 
-    Its state goes into the checkpoint: a resumed run writes the same lines.
+    Stored in the checkpoint, so that a resumed run writes the same lines.
     """
 
     def __init__(self) -> None:
@@ -54,16 +54,16 @@ class LossWindow:
 
 
 class Progress:
-    """Shows every iteration, and every `log_period` iterations gives the means since the last line to the trackers.
+    """Show every iteration, and every `log_period` iterations log the means since the last line to the trackers.
 
-    Of the first iterations of this process some get a line too, of the means so far, which goes to no tracker: whether
-    the losses are sane and how long all will take is seen at once. In processes other than the main one: nothing.
+    Some of the first iterations of this process also get a line with the means so far, not logged to trackers, so that
+    losses and expected duration are seen at once. In processes other than the main one nothing is shown.
 
     Args:
         window: the running means.
-        max_iter: iterations of the whole training; those before `session.iteration` are done.
+        max_iter: total number of iterations; those before `session.iteration` are done.
         log_period: iterations from one line to the next.
-        images: of one iteration.
+        images: per iteration.
         device: of the model.
     """
 
@@ -101,15 +101,15 @@ class Progress:
         self._bar = None
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last update: of an evaluation or a checkpoint."""
+        """Exclude the time since the last update, spent on an evaluation or a checkpoint."""
         self._since = time.perf_counter()
 
     def update(self, iteration: int, losses: Mapping[str, float], *, data_seconds: float, **other: float) -> None:
-        """Note one finished iteration.
+        """Record a finished iteration.
 
         Args:
             iteration: its number, from 1.
-            losses: as `Segmenter.forward` names them.
+            losses: named as by `Segmenter.forward`.
             data_seconds: spent waiting for data.
             other: further numbers, such as lr and gradient_norm.
         """
@@ -120,7 +120,7 @@ class Progress:
         total = total_loss(losses)
         self.window.add({"total_loss": total, **losses, **other, "seconds": seconds, "data_seconds": data_seconds})
         self._updates += 1
-        # A plain mean at first, about the last 20 iterations later.
+        # First the plain mean, later an average over about the last 20 iterations.
         self._seconds_mean += (seconds - self._seconds_mean) * max(1.0 / self._updates, 0.05)
         if self._bar is not None:
             self._bar.set_postfix_str(describe_losses(total, losses), refresh=False)
@@ -148,18 +148,18 @@ class Progress:
             text += f" of about {format_seconds(self._seconds_mean * self.max_iter)} without evaluations"
         if self._bar is None:
             logger.info("%s", text)
-        elif self.session.run.log_file is not None:  # the bar shows it on the terminal
+        elif self.session.run.log_file is not None:  # on the terminal the bar shows it
             record = logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None)
             self.session.run.log_file.handle(record)
 
 
 def describe_losses(total: float, losses: Mapping[str, float]) -> str:
-    """One short text: "loss 1.234 (cls 0.400, mask 0.690)"."""
+    """Format losses: "loss 1.234 (cls 0.400, mask 0.690)"."""
     parts = ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
     return f"loss {total:.3f} ({parts})" if parts else f"loss {total:.3f}"
 
 
 def format_seconds(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Format as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,4 +1,4 @@
-"""Trainings from their run folders on: a new one, a resumed one, and those of all folds."""
+"""Start trainings in their run folders: new, resumed, or for all folds."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds: a training of less is over before its report would be written.
+# Seconds: a shorter training gets no report, which would take longer to write.
 SHORTEST_REPORTED = 30
 
 
 @dataclass(frozen=True)
 class Start:
-    """How trainings are started.
+    """Starts trainings.
 
-    resume: continue the run that is there, with its own settings. overwrite: remove it first. overrides: the words of
-    the command line, which override a resumed run's settings. finished: called in the main process with the folder and
-    the scores of each training. interrupted: called with its folder where a signal ended one.
+    resume: continue an existing run with its own settings. overwrite: remove it first. overrides: command-line
+    arguments, which override a resumed run's settings. finished: called in the main process with the folder and the
+    scores of each training. interrupted: called with the folder of a training that a signal ended.
     """
 
     processes: Processes
@@ -78,7 +78,7 @@ class Start:
             given, cfg = cfg, load_config(run.config, self.overrides, imports=same_imports(cfg))
             cfg = as_trained(cfg, record.get("engine"))
             logger.info("the settings are those of %s and of this command line", run.config)
-            # A file of the same name in another folder may be meant, or it was changed since.
+            # A file of the same name in another folder may be meant, or the file has changed since.
             own, asked = cfg.flatten(), given.flatten()
             expected = ("SEED", *(key for key in own if key in " ".join(record.get("command", []))))
             differing = [key for key in asked if given.origin(key) != "default" and asked[key] != own[key]]
@@ -88,12 +88,12 @@ class Start:
         return cfg
 
     def train_folds(self, cfg: Config, asked: str, *, of_folds: bool = False) -> tuple[FoldRuns, dict[str, Any]]:
-        """Train the folds that are asked for ("all", or a number) and, when none is missing, join what they predict.
+        """Train the requested folds ("all", or a number) and, once all are finished, join their predictions.
 
         of_folds: the settings are those of the folds in OUTPUT_DIR.
 
         Returns:
-            the folds, and what the final_metrics.json of all together holds; {} while one is missing, and in processes
+            the folds, and the content of their joint final_metrics.json; {} while a fold is missing, and in processes
             other than the main one.
         """
         processes = self.processes
@@ -145,10 +145,9 @@ def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
 
 
 def write_report_at_end(cfg: Config, folder: Path, seconds: float) -> None:
-    """Write report.html of a training that took so many seconds, where TEST.REPORT asks for it.
+    """Write report.html for a training that took `seconds`, if TEST.REPORT requests it.
 
-    It is no part of the training: whatever fails here is warned of. A training that is over in an instant is not
-    followed by one that takes longer than it did.
+    A failure is only logged. Very short trainings get no report, because it would take longer than the training.
     """
     if not EvaluationOptions.from_config(cfg).report:
         return

@@ -1,4 +1,4 @@
-"""Everything that changes while a model trains, and how it goes into a checkpoint and comes back bit for bit."""
+"""All state that changes during training, and how checkpoints store and restore it bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def capture_rng() -> dict[str, Any]:
-    """States of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device of this process."""
+    """Return the states of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device in use."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "cuda": []}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = [torch.cuda.get_rng_state(device) for device in _cuda_devices()]
@@ -37,7 +37,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put torch's generators into a captured state."""
+    """Restore captured states of torch's generators."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == len(_cuda_devices()):
         for device, generator in zip(_cuda_devices(), state["cuda"], strict=True):
@@ -45,18 +45,18 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def begin_rng(seed: int, rank: int, saved: dict[str, Any] | None) -> None:
-    """Bring torch's generators to where the training of process `rank` begins, or goes on.
+    """Set torch's generators for the start or continuation of the training in process `rank`.
 
     Args:
-        seed: the run's.
-        rank: of this process; each draws numbers of its own.
-        saved: the checkpoint that is continued. A process that it does not know starts from the seed.
+        seed: of the run.
+        rank: of this process; each draws its own numbers.
+        saved: the checkpoint to continue. A process without a state in it starts from the seed.
     """
     states = [saved["rng"], *saved.get("rng_of_others", [])] if saved else []
     if rank < len(states):
         try:
             restore_rng(states[rank])
-        except Exception as error:  # torch raises whatever it meets in a damaged state
+        except Exception as error:  # torch raises various errors for a damaged state
             raise WeightsError(f"the checkpoint's states of random generators are damaged ({error})") from error
     elif rank == 0:
         torch.manual_seed(seed + 1)
@@ -67,13 +67,13 @@ def begin_rng(seed: int, rank: int, saved: dict[str, Any] | None) -> None:
 
 def _cuda_devices() -> list[int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return [torch.cuda.current_device()]  # looking at the others' would take memory there
+        return [torch.cuda.current_device()]  # reading the states of others would allocate memory there
     return list(range(torch.cuda.device_count()))
 
 
 @contextmanager
 def undisturbed_rng() -> Iterator[None]:
-    """Whatever is drawn inside (by an evaluation) does not change what training draws afterwards."""
+    """Restore the generators afterwards, so that draws inside (in an evaluation) do not change the training."""
     state = capture_rng()
     try:
         yield
@@ -83,9 +83,9 @@ def undisturbed_rng() -> Iterator[None]:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """On the CPU, sum gradients in a fixed order also where several threads add to the same place.
+    """On the CPU, sum gradients in a fixed order even if several threads add to the same element.
 
-    CUDA is left as it is: some of its operators have no deterministic form.
+    CUDA is unchanged: some of its operators have no deterministic implementation.
     """
     if device.type != "cpu":
         yield
@@ -94,7 +94,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
     settings = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False  # a safety net for bugs that costs time
+    settings.fill_uninitialized_memory = False  # helps only to find bugs, and costs time
     try:
         yield
     finally:
@@ -104,10 +104,10 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class BestScore:
-    """The best evaluation so far, and when it is time to stop because none is better.
+    """The best evaluation so far, and the criterion for early stopping.
 
-    value: the highest so far, None before the first. iteration: where it was reached. last_evaluation: iteration of the
-    newest evaluation, 0 before the first. without_improvement: evaluations since the best one.
+    value: the highest score so far, None before the first. iteration: of that evaluation. last_evaluation: iteration of
+    the latest evaluation, 0 before the first. without_improvement: evaluations since the best one.
     """
 
     value: float | None = None
@@ -116,7 +116,7 @@ class BestScore:
     without_improvement: int = 0
 
     def update(self, iteration: int, value: float | None) -> bool:
-        """Note an evaluation; return whether it is the best so far. The first one is, also where it is undefined."""
+        """Record an evaluation; return whether it is the best so far. The first always is, even if undefined."""
         self.last_evaluation = iteration
         first = self.iteration == 0
         if first or (value is not None and (self.value is None or value > self.value)):
@@ -126,7 +126,7 @@ class BestScore:
         return False
 
     def exhausted(self, patience: int) -> bool:
-        """Whether `patience` evaluations in a row brought nothing better; a patience of 0 is endless."""
+        """Whether the last `patience` evaluations brought no improvement; always False for 0."""
         return 0 < patience <= self.without_improvement
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,27 +138,27 @@ class BestScore:
 
 
 class Teacher(Protocol):
-    """What learns from unlabelled images beside: see `mean_teacher.teacher`. numbers: to be logged, by name."""
+    """Learns from unlabelled images as well: see `mean_teacher.teacher`. numbers: to be logged, by name."""
 
     numbers: dict[str, float]
 
     def learn(self, training: Any, labeled: Sequence[Sample]) -> tuple[dict[str, float], float]:
-        """Add gradients to the student's; return the loss by name, and the seconds spent waiting for data."""
+        """Add to the student's gradients; return the losses by name, and the seconds spent waiting for data."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """Return the state for a checkpoint."""
 
 
 @dataclass
 class TrainingState:
-    """A training between two iterations.
+    """The state of a training between two iterations.
 
-    iteration: finished ones. images_per_iteration: samples of the stream that one takes, so that the position in the
-    stream is their product. about: config, classes and so on, which every checkpoint carries unchanged. teacher: of
-    unlabelled images, set after the rest was restored.
+    iteration: number of finished ones. images_per_iteration: samples that one takes from the sampler's stream; the
+    position in the stream is the product. about: config, classes and so on, stored unchanged in every checkpoint.
+    teacher: for unlabelled images, set after the rest has been restored.
 
-    Each of the `processes` that train together has a state; all of them call `save_last`, `save_best`, `restore` and
-    `model_to_evaluate`, and the main process's is what is saved and evaluated.
+    Each of the `processes` that train together has its own state; all of them must call `save_last`, `save_best`,
+    `restore` and `model_to_evaluate`; the state of the main process is saved and evaluated.
     """
 
     model: nn.Module
@@ -180,27 +180,27 @@ class TrainingState:
         self.trained = self.model
 
     def exchange_gradients(self) -> None:
-        """From here on training passes go through `trained`, which all processes train together."""
+        """From here on, pass training batches through `trained`, which exchanges gradients between processes."""
         self.trained = self.processes.exchange_gradients(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def position(self) -> int:
-        """Samples taken from the sampler's stream so far."""
+        """Number of samples taken from the sampler's stream so far."""
         return self.iteration * self.images_per_iteration
 
     @property
     def learning_rate(self) -> float:
-        """The base rate of the next iteration."""
+        """The base learning rate of the next iteration."""
         return self.optimizer.defaults["lr"] * self.schedule(self.iteration)
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The rates of the next iteration by the names of the optimizer's groups, where there are several."""
+        """The learning rates of the next iteration by name of the optimizer's group, if there are several groups."""
         factor = self.schedule(self.iteration)
         rates = {
             group["name"]: 0.0 if self.iteration < group["waits_until"] else group["initial_lr"] * factor
@@ -210,7 +210,7 @@ class TrainingState:
 
     @contextmanager
     def model_to_evaluate(self) -> Iterator[nn.Module]:
-        """The model with the weights that count (averaged ones), in evaluation mode; nothing of training changes."""
+        """Yield the model with the weights to evaluate (averaged, if any), in evaluation mode; then restore it."""
         with undisturbed_rng():
             self.model.eval()
             try:
@@ -221,7 +221,7 @@ class TrainingState:
                 self.model.train()
 
     def save_last(self, path: Path, keep: int = 1) -> None:
-        """Write everything that continuing needs; `keep` as SOLVER.CHECKPOINT_KEEP."""
+        """Write everything needed to continue; keep: see SOLVER.CHECKPOINT_KEEP."""
         generators = self.processes.gather(capture_rng())
 
         def write() -> None:
@@ -243,7 +243,7 @@ class TrainingState:
         self.processes.from_main(write)
 
     def save_best(self, path: Path, metrics: dict[str, Any]) -> None:
-        """Write what prediction needs: the weights that were evaluated, and their scores."""
+        """Write what prediction needs: the evaluated weights and their scores."""
         weights = self.model.state_dict() if self.average is None else self.average.average
         self.processes.from_main(lambda: save_checkpoint(path, {**self._weights(weights), "metrics": metrics}))
 
@@ -251,13 +251,13 @@ class TrainingState:
         return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Continue from `last.pth`; return it. What differs in versions or threads is warned of.
+        """Restore from `last.pth` and return its content. Differences in versions or threads are logged.
 
-        Random generators are left to the caller: the entry "rng" has to be restored last of all. Learning rates, decay
-        and so on are those of the present configuration.
+        The caller restores the random generators (the entry "rng") last of all. Learning rates, decay and so on are
+        those of the present configuration.
 
         Raises:
-            WeightsError: it cannot be read or is of another engine, model or optimizer.
+            WeightsError: the file cannot be read or belongs to another engine, model or optimizer.
         """
         saved = self.processes.from_main(lambda: load_checkpoint(path, for_training=True))
         with self.processes.together():
@@ -267,7 +267,7 @@ class TrainingState:
     def _take(self, saved: dict[str, Any], path: Path) -> None:
         engine = saved.get("engine", "native")
         if engine != self.about["engine"]:
-            # the optimizer's state knows the parameters by their order, which is another one
+            # The optimizer's state identifies parameters by their order, which differs between engines.
             raise WeightsError(
                 f"{path} was trained by the engine {engine}, and cannot be continued by {self.about['engine']}; "
                 "start another run from it: MODEL.WEIGHTS"
@@ -285,7 +285,7 @@ class TrainingState:
             self.window.load_state_dict(saved["progress"]["window"])
         except WeightsError:
             raise
-        except Exception as error:  # what a damaged file makes torch's own readers raise is anything
+        except Exception as error:  # torch raises various errors for damaged files
             raise WeightsError(
                 f"{path} is of another model or optimizer than the configuration, or damaged; resume with the run's "
                 f"own config.yaml or start another run ({type(error).__name__}: {str(error)[:2000]})"
@@ -298,7 +298,7 @@ class TrainingState:
             self._warn_of_another_count(1 + len(saved.get("rng_of_others", [])))
 
     def _warn_of_another_count(self, before: int) -> None:
-        """Say what is different when a run goes on in another number of processes."""
+        """Log what changes if a run continues with another number of processes."""
         count = self.processes.count
         if before == count:
             return
@@ -324,7 +324,7 @@ def build_state(
     new_entries: Collection[str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> TrainingState:
-    """A training of `model`, on its device, that has not begun.
+    """Return the initial state of a training of `model`, which is on its device.
 
     new_entries: see build_optimizer. about: further entries of every checkpoint, see runs/checkpoint.py.
     """

@@ -1,4 +1,4 @@
-"""A configuration that trains as it is, from what inspect_data suggests, for the machine that this runs on."""
+"""A complete training configuration from the suggestions of inspect_data, adapted to this machine."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRETRAINED = ("configs/_base_/mask_rcnn_fpn.yaml", "configs/_base_/fine_tuning.yaml")
-# The small network again, on a backbone of timm, with weights of package:// or timm://.
+# The same small network with a backbone of timm, and weights of package:// or timm://.
 ON_TIMM = (*NETWORKS, "configs/_base_/efficientnet_lite0.yaml")
 _MEAN = "MODEL.PIXEL_MEAN"
-# Steps of one image: the first is slow (libraries start), the others are measured.
+# Steps with one image: the first one is slow (libraries start up), the others are measured.
 _STEPS = 4
 
 
@@ -58,15 +58,15 @@ def suggested_training(
     """Return the text of a configuration that runs from any folder, each value with its reason as a comment.
 
     Args:
-        found: what was found in the data.
-        train, test: DATASETS.TRAIN and TEST, names of the catalog or paths.
-        minutes: that training and evaluations may take.
-        weights: MODEL.WEIGHTS: of a ResNet-50 pyramid, or of a backbone by the name `package://...` or `timm://...`; ""
-            trains the small network from scratch.
-        image_root: folder of the images, where it is another one than the files say.
+        found: the inspected data.
+        train, test: DATASETS.TRAIN and TEST, catalog names or paths.
+        minutes: time limit of training and evaluations.
+        weights: MODEL.WEIGHTS: of a ResNet-50 pyramid, or a backbone named `package://...` or `timm://...`; "" trains
+        the small network from scratch.
+        image_root: folder of the images, if it differs from the one in the files.
 
     Raises:
-        DetsegError: the data cannot be read, or the configuration is not one that can be trained.
+        DetsegError: the data cannot be read, or the configuration cannot be trained.
     """
     data: dict[str, Any] = {"DATASETS.TRAIN": _absolute(train), "DATASETS.TEST": _absolute(test)}
     if image_root:
@@ -104,7 +104,7 @@ def suggested_training(
 
 
 def _network(found: Inspection, weights: str) -> tuple[Any, ...]:
-    """Return the files of a network's settings, what is suggested of it, and what its weights ask for besides."""
+    """Return the setting files of a network, its suggestion, and further suggestions that its weights require."""
     classes = {"MODEL.ROI_HEADS.NUM_CLASSES": len(found.report["classes"])}
     if not weights:
         why = "No pretrained weights are named (--weights), and none are needed."
@@ -130,7 +130,7 @@ def _absolute(names: Sequence[str]) -> list[str]:
 
 
 def _windows(dataset: CocoDataset, factor: float, crop: int) -> float:
-    """How many crops cover all images, which come to the network with `factor` times their size; crop 0: whole ones."""
+    """Return how many crops cover all images, scaled by `factor` at the network; crop 0: number of whole images."""
     if not crop:
         return float(len(dataset))
     areas = (record.height * record.width * factor**2 for record in dataset.images)
@@ -138,7 +138,7 @@ def _windows(dataset: CocoDataset, factor: float, crop: int) -> float:
 
 
 def this_machine(cfg: Config) -> Machine:
-    """Return what MODEL.DEVICE stands for here."""
+    """Return the machine with the device of MODEL.DEVICE."""
     cores, device = cores_allowed(), choose_device(cfg.MODEL.DEVICE)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -153,7 +153,7 @@ def this_machine(cfg: Config) -> Machine:
 
 
 def measure(cfg: Config, dataset: CocoDataset) -> Speed:
-    """Train a new model for a few images and return what one took, the making of the sample included."""
+    """Train a new model on a few images and return the time per image, including data loading."""
     plan = TrainingPlan.from_config(cfg)
     device = choose_device(cfg.MODEL.DEVICE)
     stream = TrainingStream.build(plan.loader, dataset, seed=0)

@@ -1,7 +1,7 @@
-"""The training, from a configuration to a trained and scored model.
+"""Training, from a configuration to a trained and scored model.
 
-`run_iterations` is the native engine's whole loop, in the order in which things happen; `train` puts around it, or
-around Detectron2's trainer, what it needs.
+`run_iterations` is the native engine's whole loop, in the order in which things happen; `train` does everything before
+and after it, also for Detectron2's trainer.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def train(
     processes: Processes = SINGLE,
     trackers: Trackers | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate and leave everything in the run folder.
+    """Train and evaluate, with all results in the run folder.
 
     Args:
         cfg: the configuration, validated.
         run: the opened folder.
-        resume: continue from its checkpoints/last.pth, where there is one.
-        build: makes the model; None takes MODEL.META_ARCHITECTURE.
-        processes: those that train together, each of which calls this.
-        trackers: what receives numbers and pictures; None takes those of the configuration.
+        resume: continue from its checkpoints/last.pth, if it exists.
+        build: makes the model; None builds MODEL.META_ARCHITECTURE.
+        processes: those that train together; each of them calls this.
+        trackers: receive numbers and pictures; None takes those of the configuration.
 
     Returns:
-        what final_metrics.json holds; {} without DATASETS.TEST.
+        the content of final_metrics.json; {} without DATASETS.TEST.
 
     Raises:
-        TrainingInterrupted: a signal came; `resume` continues.
-        DetsegError: data, weights or configuration are wrong, or a loss is not finite.
+        TrainingInterrupted: a signal was received; `resume` continues.
+        DetsegError: invalid data, weights or configuration, or a non-finite loss.
     """
     with (
         run.logging(),
@@ -112,7 +112,7 @@ def train(
             session.trackers.start(session)
         if state.iteration and processes.is_main:
             logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
-        # After loader and trackers, which may draw: a resumed model must go on with the very numbers that were next.
+        # After loader and trackers, which may draw: a resumed training must continue with exactly the next numbers.
         begin_rng(compute.seed, processes.rank, saved)
         progress = Progress(
             session,
@@ -125,7 +125,7 @@ def train(
         with deterministic(state.device), session.stop:
             with loader.watched(), progress:
                 loop(Training(session, plan, state, batches, progress, evaluate))
-            if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
+            if state.best.iteration == 0:  # never evaluated: keep the newest weights
                 state.save_best(run.best, {})
             if data.test:
                 session.summary = evaluate_weights(
@@ -137,7 +137,7 @@ def train(
 
 
 def _with_input_of_data(cfg: Config) -> Config:
-    """The configuration with what the data sets say of their images, checked again where that changes it."""
+    """Add the input settings recorded in the data sets to the configuration; validate it again if that changes it."""
     changed = with_input_keys(cfg)
     if changed is not cfg:
         validate_config(changed, training=False)
@@ -147,7 +147,7 @@ def _with_input_of_data(cfg: Config) -> Config:
 def start_state(
     session: Session, plan: TrainingPlan, data: TrainingData, build: BuildModel | None = None, *, compile: bool = False
 ) -> TrainingState:
-    """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
+    """Return the state before the first iteration: model from the seed or MODEL.WEIGHTS, new optimizer."""
     cfg = session.cfg
     device = session.processes.device(cfg.MODEL.DEVICE)
     torch.manual_seed(cfg.SEED)
@@ -156,14 +156,14 @@ def start_state(
     if cfg.MODEL.WEIGHTS:
         report = load_weights(model, weights_name(cfg), fine_tune=True, cfg=cfg)
         new_entries = set(report.new)
-        if seen is not None:  # what it was trained with before, it has seen as well
+        if seen is not None:  # images of the training that made the weights count as seen
             seen |= TrainedImages.from_stored(report.trained_images)
     model.to(device).prefer_speed()
     if compile:
         compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    about: dict[str, Any] = {}  # of the training images, for prediction
+    about: dict[str, Any] = {}  # properties of the training images, for prediction
     if data.intensities is not None:
         about["intensities"] = data.intensities.to_plain()
     if seen is not None:
@@ -174,11 +174,11 @@ def start_state(
 
 
 def run_iterations(training: Training) -> None:
-    """Train to the end, to the early stop, or to a signal.
+    """Train until the end, an early stop or a signal.
 
     Raises:
-        TrainingInterrupted: a signal came; the state was saved.
-        RunError: a loss or gradient is not finite; the batch was dumped.
+        TrainingInterrupted: a signal was received; the state was saved.
+        RunError: a loss or gradient is not finite; the batch was saved for inspection.
     """
     state = training.state
     state.model.train()
@@ -192,11 +192,11 @@ def run_iterations(training: Training) -> None:
 
 
 def train_step(training: Training) -> tuple[dict[str, float], float, float]:
-    """One step of the optimizer over SOLVER.ACCUMULATE batches.
+    """Perform one optimizer step over SOLVER.ACCUMULATE batches.
 
     Returns:
-        the losses by name, averaged over the batches and processes; the L2 norm of all gradients before clipping;
-        seconds spent waiting for data.
+        the losses by name, averaged over batches and processes; the L2 norm of all gradients before clipping; seconds
+        spent waiting for data.
     """
     state, accumulate = training.state, training.plan.loader.accumulate
     means: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The runs of a cross-validation, found again: to predict every image by the model that was not trained with it."""
+"""The runs of a finished cross-validation, for predicting every image with the model not trained with it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedFolds:
-    """runs: the run folder of every fold, in order. sets: what they were trained with and validated on."""
+    """runs: the run folder of every fold, in order. sets: their training and validation data."""
 
     runs: list[Path]
     sets: FoldedSets
 
     def check_unseen(self, fold: int, models: Sequence[TrainedImages | None]) -> None:
-        """Raise RunError where a model of a fold was trained with images that are in the fold now."""
+        """Raise RunError if a model of a fold was trained with images that now belong to the fold."""
         records = self.sets.validation_part(fold).images
         seen = [record.file_name for record in records if was_in_training(record, models)]
         if seen:
@@ -41,16 +41,16 @@ class TrainedFolds:
 
 
 def open_trained_folds(paths: Sequence[Path], checkpoint: str = "best") -> TrainedFolds:
-    """Find the runs of all folds, and the images that each is validated on.
+    """Find the runs of all folds, and the validation images of each.
 
     Args:
-        paths: the folder of a training with `--fold all` (or the folder of such folders: the newest), or the runs of
-            all its folds, in any order.
-        checkpoint: which one every run must have, see `find_checkpoint`.
+        paths: the folder of a training with `--fold all` (or a folder of such folders: the newest), or the runs of all
+            its folds, in any order.
+        checkpoint: must exist in every run, see `find_checkpoint`.
 
     Raises:
-        RunError: folds are missing or come twice, a run was not trained with folds or has no such checkpoint, or runs
-            are of different settings, data sets or splits. DataError: the data set is not what it was.
+        RunError: folds are missing or occur twice, a run was not trained with folds or lacks the checkpoint, or runs
+            differ in settings, data sets or splits. DataError: the data set has changed.
     """
     found = _folds_in(paths[0]) if len(paths) == 1 else _folds_of_runs(paths)
     first = load_config(found[min(found)] / CONFIG_FILE)
@@ -82,13 +82,13 @@ def open_trained_folds(paths: Sequence[Path], checkpoint: str = "best") -> Train
 
 
 def validation_part_of(run: Path) -> CocoDataset:
-    """The images that the run of a fold is validated on."""
+    """Return the validation images of a fold's run."""
     cfg = load_config(run / CONFIG_FILE)
     return load_folds(cfg).validation_part(cfg.DATASETS.FOLD)
 
 
 def _folds_in(path: Path) -> dict[int, Path]:
-    """The runs in the folder of a `--fold all` training, or in the newest of those that a folder holds."""
+    """Return the runs by fold in the folder of a `--fold all` training, or in the newest of such folders in it."""
     folders = [path, *reversed(numbered(path))]
     folder = next((one for one in folders if (one / FOLDS_RECORD).is_file()), None)
     if folder is None and (path / CONFIG_FILE).is_file():

@@ -1,4 +1,4 @@
-"""A training in progress: what both engines' loops work on, and what they do alike after every iteration."""
+"""A training in progress: the objects both engines' loops use, and what both do after every iteration."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from detseg.structures.sample import Sample
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[nn.Module, int], dict[str, Any]]
-"""Scores a model on the validation images after so many iterations."""
+"""Scores a model on the validation images; gets the number of finished iterations."""
 
 
 @dataclass
 class Training:
-    """All that a loop needs.
+    """All objects that a training loop needs.
 
-    batches: what `state` is trained with. evaluate: None where there is nothing to evaluate on.
+    batches: samples for `state`. evaluate: None if there is nothing to evaluate on.
     """
 
     session: Session
@@ -48,7 +48,7 @@ class Training:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether this state has to be evaluated, and was not yet: also right after resuming."""
+        """Whether this state must be evaluated and has not been yet, also right after resuming."""
         period, iteration = self.plan.evaluation_period, self.state.iteration
         if not period or iteration <= self.state.best.last_evaluation:
             return False
@@ -56,14 +56,14 @@ class Training:
 
     @property
     def stops_early(self) -> bool:
-        """Whether TEST.EARLY_STOP_PATIENCE has run out; that is logged."""
+        """Whether TEST.EARLY_STOP_PATIENCE is exhausted, which is logged."""
         if not self.state.best.exhausted(self.plan.patience):
             return False
         logger.info("stopped early: %d evaluations without a better %s", self.plan.patience, self.plan.best_metric)
         return True
 
     def evaluate_if_due(self) -> None:
-        """Evaluate the model as it is now, where that is due; keep it as the best checkpoint where it is."""
+        """Evaluate the model now if an evaluation is due; save it as the best checkpoint if it is."""
         if self.evaluate is None or not self.evaluation_due:
             return
         state, plan, run = self.state, self.plan, self.session.run
@@ -86,10 +86,10 @@ class Training:
         self.progress.restart_clock()
 
     def finish_iteration(self, losses: Mapping[str, float], *, gradient_norm: float, data_seconds: float) -> None:
-        """Count an iteration, note its numbers, save where that is due.
+        """Count a finished iteration, log its numbers, and save a checkpoint if due.
 
         Raises:
-            TrainingInterrupted: a signal came; the state was saved.
+            TrainingInterrupted: a signal was received; the state was saved.
         """
         state, plan, last = self.state, self.plan, self.session.run.last
         rates = {"lr": state.learning_rate, **{f"lr/{name}": rate for name, rate in state.learning_rates.items()}}
@@ -100,7 +100,7 @@ class Training:
         self.progress.update(state.iteration, losses, gradient_norm=gradient_norm, data_seconds=data_seconds, **rates)
         signal = state.processes.stop_signal(self.session.stop)
         is_last = state.iteration == plan.max_iter
-        # before an evaluation too, because that may fail
+        # Before an evaluation too, which may fail.
         if signal or is_last or self.evaluation_due or state.iteration % plan.checkpoint_period == 0:
             state.save_last(last, plan.checkpoint_keep)
             self.progress.restart_clock()
@@ -108,10 +108,10 @@ class Training:
             raise TrainingInterrupted(f"stopped after iteration {state.iteration}, which is saved in {last}", signal)
 
     def finite_losses(self, losses: Mapping[str, Tensor], samples: Sequence[Sample]) -> dict[str, float]:
-        """The losses of a batch as numbers, means over all processes.
+        """Return the losses of a batch as numbers, averaged over all processes.
 
         Raises:
-            RunError: one is not finite, in any process.
+            RunError: a loss is not finite in any of the processes.
         """
         own = torch.stack([loss.detach().float() for loss in losses.values()])
         means = self.state.processes.mean(own).tolist()
@@ -120,15 +120,15 @@ class Training:
         return dict(zip(losses, means, strict=True))
 
     def check_gradient(self, norm: float, samples: Sequence[Sample], losses: Mapping[str, float]) -> None:
-        """Raise RunError where the gradients are not finite, which with float16 is the loss scaling's daily work."""
+        """Raise RunError if the gradients are not finite, unless float16 loss scaling handles that."""
         if not math.isfinite(norm) and self.state.precision.scaler is None:
             self.stop_not_finite("gradient", samples, losses)
 
     def stop_not_finite(self, what: str, samples: Sequence[Sample], losses: Mapping[str, float]) -> None:
-        """End the training in all processes; those whose own numbers are not finite dump the batch and the model.
+        """End the training in all processes; those with non-finite numbers save their batch and the model.
 
-        A folder in `non_finite` gets one NPZ a sample (image, layers, classes, ignore as in Sample), `report.json` and
-        `model.pth`, the state in which the batch was seen.
+        A folder in `non_finite` gets one NPZ per sample (image, layers, classes, ignore as in Sample), `report.json`
+        and `model.pth`, the model state before the batch.
 
         Args:
             what: "loss" or "gradient".
@@ -136,6 +136,7 @@ class Training:
             losses: of this process, by name.
 
         Raises:
+            RunError: always; names the images.
             RunError: always; it names the images.
         """
         with self.state.processes.together():
@@ -176,7 +177,7 @@ class Training:
 
 @contextmanager
 def single_values_explained(images: int) -> Iterator[None]:
-    """Raise ConfigError where PyTorch finds that a BatchNorm has one value a channel. images: of a process's batch."""
+    """Raise ConfigError if a BatchNorm has a single value per channel. images: in a process's batch."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Whether a configuration can be trained or evaluated with, judged before any data is read."""
+"""Validation of configurations for training or evaluation, before any data are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detseg.engines.validation import validate
 from detseg.inference.validation import PREDICTION
 from detseg.runs.trackers import TrackingOptions
 
-# What scoring reads, and what only training reads.
+# Options that scoring reads; below, those that only training reads.
 EVALUATION: tuple[type[Options], ...] = (DataSetOptions, EvaluationOptions)
 TRAINING: tuple[type[Options], ...] = (TrainingPlan, ComputeOptions, TrackingOptions)
 
@@ -20,10 +20,10 @@ def validate_config(cfg: Config, *, training: bool = True) -> EngineChoice:
     """Check everything that can be checked without data; return the engine.
 
     Args:
-        training: False for evaluation with given weights, which needs less.
+        training: False for evaluation with given weights, which requires less.
 
     Raises:
-        ConfigError: all problems, each with its key and where it was set.
+        ConfigError: all problems, each with its key and origin.
     """
     if training:
         return validate(cfg, (*PREDICTION, *EVALUATION, *TRAINING), training=True, honoured=())
