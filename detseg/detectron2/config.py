@@ -1,4 +1,4 @@
-"""detseg's configuration as Detectron2's."""
+"""Conversion of detseg's configuration to Detectron2's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from detseg.errors import ConfigError
 
 
 def added_keys(names: Sequence[str]) -> dict[str, Any]:
-    """Run what MODEL.IMPORTS names; return the keys that it adds or gives another default, by dotted name.
+    """Run the functions in MODEL.IMPORTS; return the keys that they add or whose defaults they change, by dotted name.
 
     Raises:
-        ConfigError: a name that is not `module:function`, no such module or function, or it fails.
+        ConfigError: a name is not `module:function`, the module or function does not exist, or it fails.
     """
     before = dict(flatten(get_cfg()))
     node = get_cfg()
@@ -28,7 +28,7 @@ def added_keys(names: Sequence[str]) -> dict[str, Any]:
 
 
 def extend(node: CfgNode, name: str) -> None:
-    """Import one `module:function` and let it add its keys to Detectron2's configuration; raises as `added_keys`."""
+    """Import one `module:function` and call it with Detectron2's configuration; raises like `added_keys`."""
     module_name, separator, function_name = name.partition(":")
     if not separator or not module_name or not function_name:
         raise ConfigError(
@@ -46,12 +46,12 @@ def extend(node: CfgNode, name: str) -> None:
         raise ConfigError(f"MODEL.IMPORTS names {name!r}, but {module_name} has no function {function_name}")
     try:
         function(node)
-    except Exception as error:  # whatever that code does
+    except Exception as error:  # user code may raise anything
         raise ConfigError(f"MODEL.IMPORTS: {name} failed: {type(error).__name__}: {error}") from error
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all values of a configuration of Detectron2's by dotted name."""
+    """Yield all values of a Detectron2 configuration by dotted name."""
     for name, value in node.items():
         if isinstance(value, CfgNode):
             yield from flatten(value, f"{prefix}{name}.")
@@ -64,9 +64,9 @@ def _plain(value: Any) -> Any:
 
 
 def to_cfg_node(cfg: Config) -> CfgNode:
-    """Return Detectron2's configuration with the values of `cfg`, frozen; keys that only detseg has are left out.
+    """Return Detectron2's configuration with the values of `cfg`, frozen; detseg's own keys are left out.
 
-    MODEL.DEVICE is the CPU: the engine moves the model itself.
+    MODEL.DEVICE is cpu, because the engine moves the model itself.
     """
     node = get_cfg()
     for name in cfg.MODEL.IMPORTS:

@@ -1,6 +1,7 @@
-"""Ignored regions (crowds, uncertain labels) in Detectron2's parts: neither object nor background.
+"""Ignored regions (crowds, uncertain labels) in Detectron2's models: neither object nor background.
 
-An anchor or proposal without object most of which is in such a region, and all that is matched to an object of which
+Anchors and proposals without an object that lie mostly in such a region are not sampled for any loss, nor is anything
+matched to an object that does; ignored pixels do not enter the mask loss. As in detseg/models/rcnn/targets.py.
 this holds, is sampled for no loss; ignored pixels do not enter the loss of a mask. As in detseg/models/rcnn/targets.py.
 """
 
@@ -23,15 +24,15 @@ FIELD = "gt_ignored"
 
 
 def honour_ignored_regions(network: nn.Module) -> bool:
-    """Make each part of a model that labels boxes, or learns masks, an instance of a subclass that honours the regions.
+    """Convert each module that labels boxes or trains masks to a subclass that supports ignored regions.
 
     Returns:
-        whether all of an R-CNN's parts do; others count ignored regions as background.
+        whether all such modules of an R-CNN were converted; others treat ignored regions as background.
     """
     done = set()
     for module in list(network.modules()):
         for base, subclass in _SUBCLASSES.items():
-            # A mask head with a loss of its own knows nothing of the regions.
+            # A mask head with its own loss does not know the regions.
             has_own_loss = base is BaseMaskRCNNHead and type(module).forward is not BaseMaskRCNNHead.forward
             if isinstance(module, base) and not has_own_loss:
                 own = type(module)
@@ -44,7 +45,7 @@ def honour_ignored_regions(network: nn.Module) -> bool:
 
 
 class _Matcher:
-    """A matcher that afterwards leaves out what is ignored. labels: (n,) of the last call, -1 for what is left out."""
+    """A matcher that excludes ignored boxes after matching. labels: (n,) of the last call, -1 if excluded."""
 
     def __init__(self, matcher: Callable[[Tensor], tuple[Tensor, Tensor]], objects: Instances, boxes: Tensor) -> None:
         self.matcher = matcher
@@ -64,7 +65,7 @@ class _Matcher:
 
 @contextmanager
 def _leaving_out(matchers: Any, place: str | int, objects: Instances, boxes: Tensor) -> Iterator[_Matcher]:
-    """Inside the block `matchers[place]` leaves out what is in the ignored regions of one image."""
+    """During the context, `matchers[place]` excludes boxes in the ignored regions of one image."""
     usual = matchers[place]
     matchers[place] = _Matcher(usual, objects, boxes)
     try:
@@ -74,7 +75,7 @@ def _leaving_out(matchers: Any, place: str | int, objects: Instances, boxes: Ten
 
 
 class _IgnoringRPN:
-    """An RPN whose anchors in ignored regions are not sampled."""
+    """An RPN that does not sample anchors in ignored regions."""
 
     def label_and_sample_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> Any:
         if not _any_ignored(gt_instances):
@@ -90,7 +91,7 @@ class _IgnoringRPN:
 
 
 class _IgnoringROIHeads:
-    """Region heads whose proposals in ignored regions are not sampled."""
+    """ROI heads that do not sample proposals in ignored regions."""
 
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         if not _any_ignored(targets):
@@ -108,13 +109,13 @@ class _IgnoringROIHeads:
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         if len(gt_classes) == 0:
-            # Detectron2 does not look at the labels of images without objects. One that is background makes it look.
+            # Detectron2 skips the labels of images without objects. One background label prevents that.
             gt_classes = gt_classes.new_full((1,), self.num_classes)
         return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
 
 
 class _IgnoringCascade(_IgnoringROIHeads):
-    """A cascade whose boxes in ignored regions are left out of the later stages."""
+    """Cascade heads that exclude boxes in ignored regions from later stages."""
 
     def _match_and_label_boxes(
         self, proposals: list[Instances], stage: int, targets: list[Instances]
@@ -131,7 +132,7 @@ class _IgnoringCascade(_IgnoringROIHeads):
 
 
 class _IgnoringMaskHead:
-    """A mask head that does not learn from ignored pixels."""
+    """A mask head whose loss excludes ignored pixels."""
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
         if not self.training or not _any_ignored(instances):

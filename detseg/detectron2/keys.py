@@ -1,8 +1,8 @@
-"""Which keys the Detectron2 engine implements, beside all that is written in the registries of Detectron2 itself.
+"""Keys that the Detectron2 engine supports, in addition to the names in Detectron2's registries.
 
-Data, augmentation, evaluation and prediction are detseg's own with either engine, and so are their keys. The network
-and the loop are Detectron2's: of Detectron2's MODEL keys all are honoured, of detseg's own MODEL, SOLVER and SEMI keys
-those listed here. This module does not import Detectron2.
+Data, augmentation, evaluation and prediction are detseg's own with either engine, and so are their keys. Network and
+training loop are Detectron2's: all of Detectron2's MODEL keys are supported, and of detseg's own MODEL, SOLVER and SEMI
+keys those listed here. This module does not import Detectron2.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from detseg.config.options import Problems
 from detseg.config.schema import default_values, detectron2_defaults
 from detseg.models.table import LABEL_WEIGHTS
 
-# Keys of Detectron2 that only this engine acts on, beside those of MODEL.
+# Detectron2's keys outside MODEL that only this engine supports.
 DETECTRON2_ONLY = ("VIS_PERIOD", "TEST.PRECISE_BN.ENABLED", "TEST.PRECISE_BN.NUM_ITER")
 
-# detseg's own MODEL, SOLVER and SEMI keys that this engine implements, by hooks and builders; others stay at their
+# detseg's own MODEL, SOLVER and SEMI keys that this engine supports, by hooks and builders; others must have their
 # default.
 OWN_KEYS = (
     "MODEL.ENGINE",
@@ -34,7 +34,7 @@ OWN_KEYS = (
     "SOLVER.LOG_PERIOD",
 )
 
-# Values that detseg has no data for, or no way to use the predictions of, each with what is missing.
+# Values for which detseg has no data or cannot use the predictions, with the reason.
 _ELSEWHERE = "Detectron2's own tools/train_net.py trains it"
 _NO_BOXES_WITH_ANGLES = "the data have no rotated boxes"
 _NO_SEMANTIC_LABELS = f"the data here are objects without semantic labels; {_ELSEWHERE}"
@@ -58,9 +58,9 @@ REFUSED: dict[str, dict[Any, str]] = {
 
 
 def implements(key: str) -> bool:
-    """Whether this engine acts on a key of the model or of the loop; keys of MODEL.IMPORTS are among them.
+    """Whether this engine supports a key of the model or the loop; keys of MODEL.IMPORTS are included.
 
-    Keys that the engines share (data, evaluation, prediction) are declared by their parts.
+    Keys that both engines share (data, evaluation, prediction) are declared by their parts.
     """
     if key not in default_values() or key in DETECTRON2_ONLY:
         return True
@@ -70,7 +70,7 @@ def implements(key: str) -> bool:
 
 
 def note_keys(problems: Problems) -> None:
-    """Note every key of the model and the loop that this engine would ignore, and values that it refuses."""
+    """Add a problem for every key of the model and the loop that this engine would ignore, and for refused values."""
     ours = default_values()
     for key, plain in LABEL_WEIGHTS.items() if problems.training else ():
         if problems.cfg[key] != plain:

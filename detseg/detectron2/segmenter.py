@@ -1,4 +1,4 @@
-"""Any model of Detectron2's as a Segmenter of detseg: the same samples in, the same Predictions out."""
+"""Detectron2's models as Segmenters: they take detseg's samples and return its Predictions."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class LayerMasks:
-    """The masks of N objects as `gt_masks` of Detectron2's Instances: mask targets without any full-size mask.
+    """The masks of N objects in the role of `gt_masks` of Detectron2's Instances, without full-size masks.
 
-    layers: (L, H, W) int32, shared by all selections. layer_of: (N,) int64 and ids: (N,) int32, where each object is;
-    a selection may hold one object many times, once for each proposal that is matched to it.
+    layers: (L, H, W) int32, shared by all selections. layer_of: (N,) int64 and ids: (N,) int32, the layer and id of
+    each object; a selection may contain an object several times, once for each matched proposal.
     """
 
     def __init__(self, layers: Tensor, layer_of: Tensor, ids: Tensor) -> None:
@@ -57,7 +57,7 @@ class LayerMasks:
         return LayerMasks(self.layers, self.layer_of[item], self.ids[item])
 
     def to(self, *args: Any, **kwargs: Any) -> LayerMasks:
-        """Move to a device, as Tensor.to."""
+        """Move to a device, like Tensor.to."""
         moved = (tensor.to(*args, **kwargs) for tensor in (self.layers, self.layer_of, self.ids))
         return LayerMasks(*moved)
 
@@ -73,7 +73,7 @@ class LayerMasks:
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Return (N, mask_size, mask_size) bool: the mask of each object within its box, boxes (N, 4) XYXY pixels.
 
-        Equal to BitMasks.crop_and_resize.
+        Equal to Detectron2's BitMasks.crop_and_resize.
         """
         boxes = boxes.to(self.device)
         return sample_masks(self.layers, self.layer_of, self.ids, boxes, mask_size)
@@ -86,7 +86,7 @@ class LayerMasks:
 class IgnoredRegion:
     """The ignored region of an image as the field `gt_ignored` of its N objects.
 
-    Detectron2 copies fields that begin with gt_ from objects to the proposals that are matched to them.
+    Detectron2 copies fields whose names begin with gt_ from objects to the matched proposals.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -101,10 +101,10 @@ class IgnoredRegion:
 
 @dataclass(frozen=True)
 class InputMaker:
-    """Makes the dictionaries that Detectron2's models take.
+    """Makes the input dictionaries of Detectron2's models.
 
-    channels: of the images. bgr: images of three channels come as RGB and are reversed. num_classes: of the objects.
-    masks: "layers", "bitmasks" (N full-size masks, for architectures that need them) or "" for none.
+    channels: of the images. bgr: images with three channels are reversed from RGB. num_classes: of the objects. masks:
+    "layers", "bitmasks" (N full-size masks, for architectures that need them) or "" for none.
     """
 
     channels: int
@@ -113,10 +113,10 @@ class InputMaker:
     masks: str
 
     def from_image(self, image: np.ndarray, output_size: tuple[int, int]) -> dict[str, Any]:
-        """Return the input of an image (H, W, C), on the CPU; `output_size` (height, width) is that of the prediction.
+        """Return the input for an image (H, W, C), on the CPU; `output_size`: (height, width) of the prediction.
 
         Raises:
-            DataError: another number of channels than the model's.
+            DataError: the image does not have the model's number of channels.
         """
         check_image(image, self.channels)
         if image.dtype not in (np.uint8, np.float32):
@@ -127,10 +127,10 @@ class InputMaker:
         return {"image": tensor, "height": output_size[0], "width": output_size[1]}
 
     def from_sample(self, sample: Sample, device: torch.device) -> dict[str, Any]:
-        """Return the input of one sample to train with, its objects as Instances on `device`.
+        """Return the input for a training sample, its objects as Instances on `device`.
 
         Raises:
-            DataError: no annotations, or a class that the model does not know.
+            DataError: the sample has no annotations, or a class that the model does not have.
         """
         targets = Targets.from_sample(sample, self.num_classes, device)
         objects = Instances(targets.size)
@@ -150,7 +150,7 @@ class InputMaker:
 
 
 def build_detectron2(cfg: Config) -> Detectron2Segmenter:
-    """Build the model of a configuration with Detectron2's own parts, on the CPU and in training mode.
+    """Build the model of a configuration from Detectron2's parts, on the CPU in training mode.
 
     Raises:
         ConfigError: Detectron2 cannot build it.
@@ -161,7 +161,7 @@ def build_detectron2(cfg: Config) -> Detectron2Segmenter:
         raise ConfigError(
             f"Detectron2 cannot build {cfg.MODEL.META_ARCHITECTURE}: {type(error).__name__}: {error}"
         ) from error
-    # Subclasses may find their objects in another way than by regions.
+    # Subclasses may detect objects in other ways than through regions.
     is_rcnn = type(network) is GeneralizedRCNN
     takes_layers = is_rcnn and isinstance(getattr(network.roi_heads, "mask_head", None), BaseMaskRCNNHead)
     inputs = InputMaker(
@@ -179,14 +179,14 @@ def build_detectron2(cfg: Config) -> Detectron2Segmenter:
 
 
 class Detectron2Segmenter(Segmenter):
-    """A model of Detectron2's. Its parts are this module's own, so that the state_dict has Detectron2's names.
+    """A Detectron2 model. It shares the model's submodules, so that its state_dict has Detectron2's names.
 
-    network: the model, which takes and gives what Detectron2's do. inputs: makes what it takes.
+    network: the model, with Detectron2's inputs and outputs. inputs: makes the inputs.
     """
 
     def __init__(self, network: nn.Module, *, inputs: InputMaker) -> None:
         super().__init__()
-        self.__dict__["network"] = network  # beside the submodules, not one of them
+        self.__dict__["network"] = network  # not registered as a submodule
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[name] = network.__dict__[name]
         self.inputs = inputs
@@ -203,7 +203,7 @@ class Detectron2Segmenter(Segmenter):
         return self
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed: Detectron2's models compute as Detectron2 does."""
+        """See Segmenter.prefer_speed; has no effect on Detectron2's models."""
         return self
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -223,11 +223,11 @@ class Detectron2Segmenter(Segmenter):
             )
         inputs = [self.inputs.from_sample(sample, self.device) for sample in samples]
         try:
-            # Detectron2's heads log numbers to a storage, which only its own trainer sets up.
+            # Detectron2's heads log to an event storage, which only its own trainer sets up.
             with nullcontext() if has_event_storage() else EventStorage():
                 losses = self.network(inputs)
         except FloatingPointError as error:
-            # As losses it reaches all processes of a training, of which the others wait for this one's gradients.
+            # Returned as non-finite losses, it stops all processes; the others wait for this one's gradients.
             logger.warning("Detectron2: %s", error)
             anything = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
             return dict.fromkeys(self._loss_names, anything * torch.nan)
@@ -243,7 +243,7 @@ class Detectron2Segmenter(Segmenter):
         *,
         soft_masks: bool = False,
     ) -> list[Predictions]:
-        """See Segmenter.predict; such architectures paste their masks (N, H, W) at the output size themselves."""
+        """See Segmenter.predict; these architectures paste their masks (N, H, W) at the output size themselves."""
         self.require_evaluation_mode()
         sizes = [image.shape[:2] for image in images] if output_sizes is None else output_sizes
         inputs = [self.inputs.from_image(image, size) for image, size in zip(images, sizes, strict=True)]
@@ -261,11 +261,11 @@ class Detectron2Segmenter(Segmenter):
         return predictions
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self.network._load_from_state_dict(*args)  # architectures convert old names of weights in it
+        self.network._load_from_state_dict(*args)  # some architectures rename old weights in it
 
 
 class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
-    """Detectron2's GeneralizedRCNN, whose features are kept between boxes and masks."""
+    """Detectron2's GeneralizedRCNN, with features kept between boxes and masks."""
 
     masks_apart = False
 
@@ -280,7 +280,7 @@ class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
         return batch, self.network.backbone(batch.tensor)
 
     def detect(self, features: tuple[ImageList, dict[str, Tensor]]) -> list[Detections]:
-        """See RegionSegmenter.detect; Detectron2 computes the masks of what it finds at once."""
+        """See RegionSegmenter.detect; Detectron2 also computes the masks of its detections."""
         batch, maps = features
         check_finite("feature maps (backbone)", *maps.values())
         proposals, _ = self.network.proposal_generator(batch, maps, None)

@@ -1,4 +1,4 @@
-"""What Detectron2 can be asked for here, by key."""
+"""What Detectron2 supports here, by key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WIDTH_OF_SMALL = 64
 
 
 def note_problems(problems: Problems) -> None:
-    """Note what Detectron2 does not know or cannot compute here, and keys that this engine would have to ignore."""
+    """Add problems for values that Detectron2 does not know or support here, and for keys that it would ignore."""
     _check_names(problems)
     note_keys(problems)
     _check_classes(problems)
@@ -61,14 +61,14 @@ def _check_names(problems: Problems) -> None:
 
 
 def _check_classes(problems: Problems) -> None:
-    """The data's classes are counted by MODEL.ROI_HEADS.NUM_CLASSES, whatever the architecture."""
+    """Check that the number of classes is MODEL.ROI_HEADS.NUM_CLASSES in every architecture."""
     cfg = problems.cfg
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and num_classes(cfg) != cfg.MODEL.RETINANET.NUM_CLASSES:
         problems.add("MODEL.RETINANET.NUM_CLASSES", "expected MODEL.ROI_HEADS.NUM_CLASSES: set both")
 
 
 def _check_device(problems: Problems) -> None:
-    """What Detectron2 computes only on CUDA."""
+    """Check the features that Detectron2 supports only on CUDA."""
     cfg = problems.cfg
     if cfg.MODEL.DEVICE.startswith("cuda") or (cfg.MODEL.DEVICE == "auto" and torch.cuda.is_available()):
         return

@@ -1,1 +1,1 @@
-"""Which engine runs a configuration, and the validation of a configuration for it."""
+"""The choice of the engine for a configuration, and validation for it."""

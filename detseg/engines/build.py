@@ -1,4 +1,4 @@
-"""The model of a configuration, built by the engine that runs it, and what its architecture gives."""
+"""Build the model of a configuration with its engine, and describe its architecture."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ DETECTRON2_BUILDER = "detseg.detectron2.segmenter:build_detectron2"
 
 
 def architecture_of(cfg: Config) -> Architecture:
-    """What the model of a configuration gives, with either engine.
+    """Return what the model of a configuration provides, with either engine.
 
-    Detectron2's GeneralizedRCNN gives what the native one does; its other architectures give only whole masks.
+    Detectron2's GeneralizedRCNN provides what the native one does; its other architectures provide only whole masks.
     """
     return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, Architecture(options="", build=DETECTRON2_BUILDER))
 
 
 def build_model(cfg: Config) -> Segmenter:
-    """Build the model of a configuration by its engine, with initial weights, on the CPU and in training mode.
+    """Build the model of a configuration with its engine: initial weights, on the CPU, in training mode.
 
     Raises:
-        ConfigError: the engine cannot build it, or a pattern of MODEL.FREEZE matches nothing.
+        ConfigError: the engine cannot build it, or a pattern of MODEL.FREEZE matches no parameter.
     """
     if choose_engine(cfg, training=False).name == "detectron2":
         module, function = DETECTRON2_BUILDER.split(":")

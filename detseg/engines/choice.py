@@ -1,4 +1,4 @@
-"""Which engine trains and predicts, and why: the one place that decides it."""
+"""The choice of the engine that trains and predicts, with its reason: the one place that decides it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """name: "detectron2" or "native". reason: why, on one line, for the record. is_usual: nothing had to be chosen."""
+    """name: "detectron2" or "native". reason: on one line, for the record. is_usual: there was no choice to make."""
 
     name: str
     reason: str
     is_usual: bool = False
 
     def __str__(self) -> str:
-        """What is printed: a missing Detectron2, which nobody needs, is no reason to show an error's text."""
+        """Text for people; without the reason if Detectron2 is missing and not needed."""
         return f"{self.name} engine ({'' if self.is_usual else f'{self.reason}; '}docs/engines.md)"
 
 
 def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
-    """The engine of a configuration: MODEL.ENGINE, where that is not `auto`.
+    """Return the engine of a configuration: MODEL.ENGINE, unless that is `auto`.
 
-    `auto` takes Detectron2 where it imports, knows the architecture and implements every key that differs from its
-    default, else the native engine.
+    `auto` chooses Detectron2 if it can be imported, knows the architecture and implements every key that differs from
+    its default, else the native engine.
 
     Args:
-        training: False leaves out what only training acts on.
+        training: False ignores keys that matter only for training.
     """
     asked = cfg.MODEL.ENGINE
     if asked != "auto":
@@ -59,7 +59,7 @@ def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
 
 
 def problems_with_detectron2(cfg: Config, *, training: bool) -> list[str]:
-    """Why Detectron2 would not take a configuration; where it does not import, as far as that is known without it."""
+    """List why Detectron2 would not take a configuration; without Detectron2, as far as that can be told."""
     problems = Problems(cfg, "detectron2", training=training)
     if missing_detectron2():
         note_keys(problems)
@@ -69,7 +69,7 @@ def problems_with_detectron2(cfg: Config, *, training: bool) -> list[str]:
 
 
 def as_trained(cfg: Config, engine: str | None) -> Config:
-    """The configuration of a run with the engine that trained it, where it says `auto`; one asked for stays."""
+    """Return a run's configuration with `auto` replaced by the engine that trained it; an explicit engine stays."""
     if engine is None or cfg.MODEL.ENGINE != "auto":
         return cfg
     recorded = cfg.clone()
@@ -78,13 +78,13 @@ def as_trained(cfg: Config, engine: str | None) -> Config:
 
 
 def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoice]:
-    """The configuration of a trained model with the engine that predicts it, which is the one that trained it.
+    """Return the configuration of a trained model with its engine for prediction, which is the one that trained it.
 
-    What Detectron2 trained is predicted by the native engine where Detectron2 does not import: networks, names of
-    weights and numbers are the same, and without this every kernel would need a compiled Detectron2. That is warned of.
+    If Detectron2 trained it but cannot be imported, the native engine predicts, with a warning: networks, weight names
+    and numbers are the same, and otherwise every Kaggle notebook would need a compiled Detectron2.
 
     Args:
-        engine: the one recorded with the weights, None where there is no record.
+        engine: recorded with the weights, None without a record.
     """
     cfg = as_trained(cfg, engine)
     reason = f"the model was trained with {cfg.MODEL.ENGINE}"
@@ -99,7 +99,7 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     problems = Problems(native)
     note_model(problems)
     if problems.found:
-        return cfg, EngineChoice("detectron2", reason)  # the message about Detectron2 is the one that helps
+        return cfg, EngineChoice("detectron2", reason)  # its error message about Detectron2 is the helpful one
     _logger.warning(
         "predicting with the native engine: the model was trained with detectron2, which %s here; both compute the "
         "same (docs/engines.md)",
@@ -109,7 +109,7 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
 
 
 def not_installed(choice: EngineChoice) -> str | None:
-    """What to do where the engine does not import here; None where it does."""
+    """Return the remedy if the engine cannot be imported here, else None."""
     missing = missing_detectron2() if choice.name == "detectron2" else None
     return missing and (
         f"Detectron2 does not import here ({missing}); install it ({INSTALL}), or, for a new run, set MODEL.ENGINE "
@@ -118,16 +118,16 @@ def not_installed(choice: EngineChoice) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether there is a Detectron2, which may still not import: a build for another PyTorch."""
+    """Whether Detectron2 is installed; it may still fail to import, if built for another PyTorch."""
     found = find_spec("detectron2")
-    return found is not None and found.origin is not None  # a folder of that name, such as a clone's, is none
+    return found is not None and found.origin is not None  # a plain folder of that name, such as a clone, has no origin
 
 
 @functools.cache
 def missing_detectron2() -> str | None:
-    """Why Detectron2 cannot be imported here, on one line; None where it can."""
+    """Return why Detectron2 cannot be imported here, on one line; None if it can."""
     try:
         import_module("detectron2.modeling")
-    except Exception as error:  # a build for another torch fails in any way
+    except Exception as error:  # a build for another torch fails in various ways
         return first_line(error)
     return None

@@ -1,4 +1,4 @@
-"""What is wrong with the model of a configuration, for the engine that runs it; and keys that nothing reads."""
+"""Validation of the model of a configuration for its engine, and of keys that nothing reads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _logger = logging.getLogger(__name__)
 
 
 def note_model(problems: Problems) -> set[str]:
-    """Note values that the model does not take, and keys of MODEL that its architecture does not have.
+    """Add problems for values that the model does not accept, and for MODEL keys that its architecture lacks.
 
-    Of an architecture of Detectron2's own, or of MODEL.IMPORTS, Detectron2's registries judge the names.
+    For an architecture of Detectron2's own or of MODEL.IMPORTS, names are checked against Detectron2's registries.
 
     Returns:
-        the keys that the model declares, those of parts that are switched off included.
+        the keys that the model declares, including those of parts that are switched off.
     """
     options = [ModelOptions]
     name = problems.cfg.MODEL.META_ARCHITECTURE
@@ -40,10 +40,10 @@ def note_model(problems: Problems) -> set[str]:
 
 
 def note_ignored(problems: Problems, declared: Collection[str], keys: Iterable[str]) -> None:
-    """Note those of `keys` that nothing declares, where their value is not the default.
+    """Add problems for those of `keys` that nothing declares and whose value is not the default.
 
-    One that says what Detectron2's default is (a file that Detectron2 dumped holds them all) is accepted with a
-    warning, since nobody chose it.
+    A value equal to Detectron2's default is accepted with a warning, since nobody chose it: files dumped by Detectron2
+    contain all keys.
     """
     cfg = problems.cfg
     ours, theirs = default_values(), detectron2_defaults()
@@ -55,7 +55,7 @@ def note_ignored(problems: Problems, declared: Collection[str], keys: Iterable[s
             text = "%s = %r (%s) is Detectron2's default, which is not followed here: it does %r"
             _logger.warning(text, key, value, cfg.origin(key), ours[key])
             continue
-        if key == "TEST.EXPECTED_RESULTS":  # of Detectron2's own tests; it changes no training and no score
+        if key == "TEST.EXPECTED_RESULTS":  # for Detectron2's own tests; affects neither training nor scores
             _logger.warning("%s (%s) is not compared with the scores here", key, cfg.origin(key))
             continue
         architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)

@@ -1,15 +1,14 @@
-"""Whether a configuration can be trained or predicted with, judged before any data is read.
+"""Validation of configurations for training or prediction, before any data are read.
 
-Every part of detseg declares its keys, with their legal values, as a class of `detseg.config.options.Options`. Nothing
-else knows them. Here they come together: `validate` reads all options that a caller names, and those of the model, and
-raises one message with every problem. Packages that stand after this one name theirs:
+Each part of detseg declares its keys, with their valid values, as a subclass of `detseg.config.options.Options`, and
+nothing else knows them. `validate` reads all options that a caller names and those of the model, and raises one message
+with every problem. Later packages name theirs:
 
-    detseg/inference/validation.py   PREDICTION: what every use of a model reads; `validate_for_prediction`
-    detseg/engine/validation.py      EVALUATION and TRAINING: what comes with them; `validate_config`
+    detseg/inference/validation.py   PREDICTION: read by every use of a model; `validate_for_prediction`
+    detseg/engine/validation.py      EVALUATION and TRAINING: read in addition; `validate_config`
 
-A part joins by adding its class to one of these lists, or to a class that is in them. What only training needs is
-judged in `check` where `problems.training` says so. A key that no options declare is one that nothing reads: with
-another value than its default it is refused by name.
+To add a part, add its class to one of these lists or to a class in them. What only training needs is checked in `check`
+if `problems.training`. A key that no options declare is read by nothing; any value but its default is refused.
 """
 
 from __future__ import annotations
@@ -31,16 +30,17 @@ from detseg.engines.model_keys import note_ignored, note_model
 from detseg.errors import ConfigError
 from detseg.models.pretrained import warn_of_other_input
 
-# MODEL.IMPORTS: code of the user's that adds architectures, and their keys, to Detectron2.
+# MODEL.IMPORTS: user code that adds architectures and their keys to Detectron2.
 
 
 def run_imports(names: Sequence[str]) -> Mapping[str, Any]:
-    """Import what MODEL.IMPORTS names and return the keys that it adds, with defaults; the `imports` of `load_config`.
+    """Import the modules in MODEL.IMPORTS and return the keys that they add, with defaults; for
+    `load_config(imports=)`.
 
-    For configuration files that the user named on the command line, and for no others.
+    Only for configuration files that the user gave on the command line.
 
     Raises:
-        ConfigError: Detectron2 or the module cannot be imported, or there is no such function in it.
+        ConfigError: Detectron2 or the module cannot be imported, or the function does not exist.
     """
     try:
         import_module("detectron2")
@@ -53,7 +53,7 @@ def run_imports(names: Sequence[str]) -> Mapping[str, Any]:
 
 
 def same_imports(cfg: Config) -> Imports:
-    """For the stored copy of a configuration: the code that `cfg`, which the user named, has run already."""
+    """Return `imports` for a stored copy of a configuration: accepts only the code that the user's `cfg` has run."""
 
     def imports(names: Sequence[str]) -> Mapping[str, Any]:
         if list(names) == cfg.MODEL.IMPORTS:
@@ -72,7 +72,7 @@ def _other_version(version: int) -> str | None:
 
 @dataclass(frozen=True)
 class EngineOptions(Options):
-    """version: of Detectron2's format of configurations."""
+    """version: of Detectron2's configuration format."""
 
     version: int = key("VERSION", test=_other_version)
     engine: str = key("MODEL.ENGINE", choices=("auto", *ENGINES))
@@ -91,16 +91,16 @@ def validate(
     training: bool,
     honoured: Sequence[type[Options]] | None = None,
 ) -> EngineChoice:
-    """Refuse values that a part does not take and keys that nothing reads; return the engine.
+    """Refuse values that a part does not accept and keys that nothing reads; return the engine.
 
     Args:
-        parts: the options that will be read, beside those of the model.
-        training: False for prediction and evaluation with given weights, which need less.
-        honoured: further options whose keys are read elsewhere, whose values do not matter here. With None the caller
-            knows only its own parts: of the keys that no part has only those of MODEL are refused.
+        parts: the options that will be read, in addition to the model's.
+        training: False for prediction and evaluation with given weights, which require less.
+        honoured: further options that are read elsewhere, whose values do not matter here. None: the caller knows only
+            its own parts, so that among undeclared keys only those of MODEL are refused.
 
     Raises:
-        ConfigError: all problems in one message, each with its key and where it was set.
+        ConfigError: all problems in one message, each with its key and origin.
     """
     choice = choose_engine(cfg, training=training)
     with_detectron2 = functools.partial(problems_with_detectron2, cfg, training=training)
@@ -118,7 +118,7 @@ def validate(
         if choice.name == "detectron2" or not training:
             declared.update(DETECTRON2_ONLY)
         rest = [name for name in default_values() if not name.startswith("MODEL.")]
-        if not training:  # a model predicts, and is scored, however it was trained
+        if not training:  # how the model was trained does not affect prediction and scoring
             rest = [name for name in rest if name.startswith(("TEST.", "GLOBAL."))]
         note_ignored(problems, declared, rest)
     try:
