@@ -1,1 +1,1 @@
-"""The command line: argparse and nothing else. `tools/*.py` and the `detseg` command both come here."""
+"""The command line, shared by `tools/*.py` and the `detseg` command."""

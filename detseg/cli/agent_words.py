@@ -1,4 +1,4 @@
-"""Options in the forms in which the agents of sweeps write them, as argparse reads them."""
+"""Convert the arguments that sweep agents write to options that argparse reads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from detseg.config.command_line import agent_values, whole_numbers
 from detseg.config.kinds import literal
 
-# Of W&B's agents, and of `detseg sweep`.
+# Set by W&B's agents, and by `detseg sweep`.
 STARTED_BY_AGENT = ("WANDB_SWEEP_ID", "DETSEG_SWEEP")
 
 
 def option_words(parser: argparse.ArgumentParser, words: Sequence[str], *, overrides: bool) -> list[str]:
-    """Return the words of a command with the values of a sweep as options.
+    """Return the arguments of a command with the values of a sweep converted to options.
 
-    Only where an agent started it: `NAME=VALUE` and a word of JSON are options then, underscores in their names are
-    hyphens, `--switch=True` is a switch, `--list=[1, 2]` several words, 3.0 the integer 3, and None not given.
-    `$WANDB_RUN_ID` is filled in: W&B's own macro is filled in before the agent knows it.
+    Only if an agent started the command: `NAME=VALUE` and a JSON argument become options, underscores in their names
+    hyphens, `--switch=True` a switch, `--list=[1, 2]` several arguments, 3.0 the integer 3; None is left out.
+    `$WANDB_RUN_ID` is expanded, because W&B expands its own macros before the agent knows the id.
 
-    overrides: the command takes keys, which its other words are.
+    overrides: the command accepts configuration keys; arguments that are not options are such keys.
     """
     if not any(name in os.environ for name in STARTED_BY_AGENT):
         return list(words)
@@ -55,7 +55,7 @@ def _action(parser: argparse.ArgumentParser, name: str, *, bare: bool) -> argpar
 
 
 def _option(name: str, action: argparse.Action | None, value: Any) -> list[str]:
-    """The words of an option; one that the parser does not know is left to it, to be refused by name."""
+    """Return the arguments of an option; an unknown one is left to the parser, which refuses it by name."""
     option = "--" + name.lstrip("+-") if action is None else action.option_strings[0]
     takes_several = action is not None and action.nargs in ("+", "*")
     if isinstance(value, str) and takes_several and isinstance(literal(value), (list, tuple)):
@@ -71,7 +71,7 @@ def _option(name: str, action: argparse.Action | None, value: Any) -> list[str]:
 
 
 def _without_switches(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterator[str]:
-    """Switches with a value, behind = or as the next word, become switches that are there or not."""
+    """Convert switches with a value (`--switch=True`, `--switch True`) to plain switches, or drop them."""
     remaining = list(words)
     while remaining:
         word = remaining.pop(0)

@@ -1,4 +1,4 @@
-"""`detseg visualize --augmented N`: contact sheets of what the network sees in training."""
+"""`detseg visualize --augmented N`: contact sheets of training samples as the network sees them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detseg.errors import ConfigError
 
-# Options of `visualize` that have no meaning here.
+# Options of `visualize` that do not apply.
 _OTHERS = (
     "images",
     "image_root",
@@ -21,7 +21,7 @@ _OTHERS = (
 
 
 def draw_augmented(arguments: argparse.Namespace) -> None:
-    """Draw the first N samples that a training with this configuration takes, and say where."""
+    """Draw the first N samples of a training with this configuration, and print where they are."""
     from detseg.config import load_config
     from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
@@ -36,7 +36,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError('DATASETS.TRAIN: expected the training data: ["catalog name or COCO file"]')
-    options = LoaderOptions.from_config(cfg)  # before any data is read; neither the model nor an engine matters here
+    options = LoaderOptions.from_config(cfg)  # validated before any data are read; model and engine do not matter here
     dataset = load_training_set(cfg)
     seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
     stream = TrainingStream.build(options, dataset, seed)

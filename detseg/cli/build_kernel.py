@@ -1,4 +1,4 @@
-"""`detseg build_kernel`: a Kaggle notebook that submits trained models; tried here, and sent."""
+"""`detseg build_kernel`: make, check and upload a Kaggle notebook that submits the predictions of trained models."""
 
 from __future__ import annotations
 

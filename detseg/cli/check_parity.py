@@ -1,4 +1,4 @@
-"""Compare the native models with numbers computed by Detectron2, on one's own hardware."""
+"""`detseg check_parity`: compare the native models with numbers computed by Detectron2, on your own hardware."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = choose_device(arguments.device)
     if device.type == "cuda":
-        # The bounds hold for full single precision.
+        # The bounds are for full single precision.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     failed = 0
@@ -69,7 +69,7 @@ def _print_table(title: str, rows: Sequence[Row]) -> None:
 
 
 def _print_summary(name: str, rows: Sequence[Row]) -> None:
-    """One line: the largest difference of each kind, of masks the share of what is allowed."""
+    """Print one line with the largest difference of each kind; for masks, as a share of the bound."""
     from detseg.models.parity import KINDS, worst_of_kinds
 
     worst = worst_of_kinds(rows)

@@ -1,4 +1,4 @@
-"""Turn weights of any kind into a safetensors file, or into a .pth file for Detectron2."""
+"""`detseg convert_weights`: convert weights of any kind to safetensors, or to .pth for Detectron2."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.models.weights.names import detectron2_names
 
     output = Path(arguments.output)
-    if output.suffix.lower() not in WRITTEN_SUFFIXES:  # before anything is downloaded
+    if output.suffix.lower() not in WRITTEN_SUFFIXES:  # checked before anything is downloaded
         raise WeightsError(f"{output}: expected a name that ends in {' or '.join(WRITTEN_SUFFIXES)}")
     check_free(output, overwrite=arguments.overwrite)
     path = resolve_weights(arguments.source)
     named = detectron2_names(read_weights(path), path.name)
-    if is_named(arguments.source):  # so that another input than theirs is noticed when they are loaded
+    if is_named(arguments.source):  # recorded, so that loading can check the input settings
         named = replace(named, origin=arguments.source)
     write_weights(output, named)
     numbers = sum(value.numel() for value in named.state.values())

@@ -1,4 +1,4 @@
-"""`detseg download`: fetch data sets from their official places."""
+"""`detseg download`: download data sets from their official sources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fetch the data set and print its files and the next command, or print what there is."""
+    """Download the data set and print its files and the next command, or list what is available."""
     from detseg.curation.download import download, download_folder, find_entry, read_download_table
     from detseg.files.table import text_table
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def size_of(entry: DownloadEntry) -> str:
-    """Return how much is to be downloaded: exact, about, or unknown."""
+    """Return the download size as text: exact, approximate, or unknown."""
     total = sum(file.about for file in entry.files)
     if not total:
         return "not known"
@@ -61,5 +61,5 @@ def size_of(entry: DownloadEntry) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Return bytes as people read them."""
+    """Format a number of bytes in MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

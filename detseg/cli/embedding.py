@@ -1,4 +1,4 @@
-"""`detseg visualize --embedding RUN`: what a PixelEmbedding gives to every pixel, as colours beside the image."""
+"""`detseg visualize --embedding RUN`: draw the pixel embeddings of a PixelEmbedding model as colours."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from detseg.errors import ConfigError
 
-# Options of `visualize` that have no meaning here.
+# Options of `visualize` that do not apply.
 _OTHERS = ("predictions", "ground_truth", "postprocess", "score_threshold", "numbers", "config", "overrides")
 
 
 def draw_embeddings(arguments: argparse.Namespace) -> None:
-    """Draw the embeddings of images, and say where."""
+    """Draw the embeddings of images, and print where they are."""
     from detseg.files.atomic import check_free
     from detseg.images.reading import read_picture
     from detseg.inference.image_list import find_images

@@ -30,7 +30,7 @@ DESCRIPTION = (
     "predictions that still contain low scores and overlaps."
 )
 
-TRACKED_PICTURES = 8  # of the worst images, where the evaluation is tracked
+TRACKED_PICTURES = 8  # of the worst images, if the evaluation is tracked
 
 COLUMNS = {
     "object_ap": "object AP",
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
         write_image_table(outputs["csv"], image_table(truth, aligned, counts))
     if outputs:
         print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
-    if not dataset.images[0].path.exists():  # scored without the images
+    if not dataset.images[0].path.exists():  # scoring does not need the images
         return
     words = ["--ground-truth", arguments.ground_truth, "--predictions", arguments.predictions]
     words += ["--postprocess", arguments.postprocess] if arguments.postprocess else []
@@ -158,7 +158,7 @@ def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, info: M
 def _with_intervals(
     arguments: argparse.Namespace, dataset: CocoDataset, truth: GroundTruth, counts: Sequence[ObjectCounts] | None
 ) -> dict[str, Any]:
-    """Return the intervals, and the differences to the base, for the file of scores."""
+    """Return the bootstrap intervals, and the differences to the base, for the JSON output."""
     from detseg.coco.predictions_file import read_predictions
     from detseg.errors import DataError
     from detseg.evaluation.evaluate import align, count_all
@@ -188,9 +188,9 @@ def _with_intervals(
 
 
 def interval_table(named: Mapping[str, Mapping[str, Sequence[float | None]]], sign: str = "") -> str:
-    """Return values with their intervals as a text table, a row for all objects and for each class.
+    """Return values with their intervals as a text table, one row for all objects and one for each class.
 
-    sign: "+" for differences, which shows what is above 0.
+    sign: "+" for differences, to show the sign of positive ones.
     """
     from detseg.files.table import text_table
 
@@ -200,7 +200,7 @@ def interval_table(named: Mapping[str, Mapping[str, Sequence[float | None]]], si
 
 
 def with_interval(value: Sequence[float | None], sign: str = "") -> str:
-    """Return a value with its interval, a dash where it is not defined."""
+    """Format a value with its interval; a dash if undefined."""
     middle, low, high = (_cell(one, sign) for one in value)
     return f"{middle} ({low} to {high})"
 
@@ -213,7 +213,7 @@ def _tables(
     postprocess: Postprocess | None,
     metrics: Mapping[str, Any],
 ) -> dict[str, Table]:
-    """Those of a training, with pictures of the worst images where the images are there."""
+    """Return the tables of a final evaluation, with pictures of the worst images if the images exist."""
     from detseg.coco.catalog import set_names
     from detseg.engine.pictures import evaluation_tables
     from detseg.fusion.postprocess import Postprocess
@@ -225,7 +225,7 @@ def _tables(
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Return the files to write, by kind; refuse to replace any without --overwrite."""
+    """Return the output files by kind; raise if any exists, unless --overwrite."""
     from detseg.files.atomic import check_free
 
     outputs = {}
@@ -243,7 +243,7 @@ def _keeps_everything(metrics: Mapping[str, Any], aligned: list[Any]) -> bool:
 
 
 def score_table(metrics: Mapping[str, Any]) -> str:
-    """Return the scores of all objects, of every class and of every group as a text table; "-" where undefined."""
+    """Return the scores of all objects, of each class and of each group as a text table; "-" if undefined."""
     from detseg.files.table import text_table
 
     rows = [("all", metrics)]

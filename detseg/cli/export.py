@@ -1,4 +1,4 @@
-"""`detseg export`: annotations or predictions in the forms that other programs read."""
+"""`detseg export`: write annotations or predictions in formats of other programs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export, and print what was written."""
+    """Export, and print the output files."""
     from detseg.formats.export import ExportOptions, export
     from detseg.formats.objects import open_objects
     from detseg.progress import ProgressBar
@@ -107,7 +107,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _pictures(arguments: argparse.Namespace, source: ObjectsFile) -> dict[int | str, ImageRecord]:
-    """Return the image of every image id of the file that is exported."""
+    """Return the images of the exported file by image id."""
     from detseg.coco.pairing import ImageIndex
     from detseg.inference.image_list import find_images
 

@@ -1,4 +1,4 @@
-"""`detseg fit`: from images and labels to a trained and scored model, by the other commands, one after another."""
+"""`detseg fit`: from images and labels to a trained and scored model, by running other commands in sequence."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ predicts other images. To continue after an interruption, run the same command a
 keys of the training."""
 ACCEPTS_OVERRIDES = True
 
-# Options of readers that --images and --labels stand for.
+# Options of the readers that --images and --labels replace.
 _GIVEN = ("--images", "--labels", "--source", "--annotations", "--image-root")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command, and of prepare those that say how labels are read."""
+    """Add the options of this command, and those of `prepare` that say how labels are read."""
     from detseg.cli.fit_steps import DEFAULT_VALIDATION
 
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder or zip archive of images")
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what is not done yet, and print scores, pictures and how to predict."""
+    """Run the remaining steps; print scores, pictures and the command that predicts."""
     from detseg.cli.fit_steps import Work, check_before, plan_steps
     from detseg.errors import DetsegError
 
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def label_words(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the options of prepare that were given: flag -> its words."""
+    """Return the options of `prepare` that were given: flag -> its arguments."""
     words: dict[str, list[str]] = {}
     for action in arguments.label_actions:
         value: Any = getattr(arguments, action.dest)

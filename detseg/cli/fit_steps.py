@@ -1,4 +1,4 @@
-"""The steps of `detseg fit`, which are other commands, and the record of those that are done."""
+"""The steps of `detseg fit`, which are other commands, and the record of finished steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from detseg.formats.reader import Reader
 
 DEFAULT_VALIDATION = 0.2
-# A few checkpoints of the small network with its averages and the state of its optimizer; and pictures.
+# Enough for a few checkpoints of the small network with averaged weights and optimizer state, and for pictures.
 FREE_BYTES = 1_000_000_000
 MOST_PICTURES = 50
 RECORD = "fit.json"
@@ -37,8 +37,8 @@ VAL, TEST = "val", "test"
 
 @dataclass(frozen=True)
 class Step:
-    """name: in the record. what: it does, for people. words: of the command, its name first. reads: files whose content
-    decides, beside what the steps before it read."""
+    """name: in the record. what: description for users. words: command with its arguments. reads: files whose content,
+    in addition to the inputs of the steps before, decides whether the step is repeated."""
 
     name: str
     what: str
@@ -47,12 +47,12 @@ class Step:
 
     @property
     def line(self) -> str:
-        """The command as it is typed."""
+        """The command line."""
         return command_line(*self.words)
 
 
 def check_before(arguments: argparse.Namespace) -> None:
-    """Refuse what would be found later: empty folders, settings, an output of something else, a full disk."""
+    """Check early what would fail later: empty folders, invalid settings, a folder of something else, a full disk."""
     from detseg.config import load_config
 
     if not 0 < arguments.minutes < math.inf:
@@ -70,7 +70,7 @@ def check_before(arguments: argparse.Namespace) -> None:
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / RECORD).is_file())):
         raise DataError(f"--output {output} contains something other than a fit; name a new folder")
     folder = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
-    # What is in archives is unpacked.
+    # Archives are unpacked.
     needed = FREE_BYTES + 2 * sum(
         path.stat().st_size for path in (arguments.images, arguments.labels) if path.is_file()
     )
@@ -83,12 +83,12 @@ def check_before(arguments: argparse.Namespace) -> None:
 
 
 def plan_steps(arguments: argparse.Namespace, given: Mapping[str, Sequence[str]]) -> list[Step]:
-    """Return what is to be done. given: options of prepare, flag -> words.
+    """Return the steps to run. given: options of `prepare`, flag -> arguments.
 
-    The folders are listed; no image is read. Lists for given validation or test images are written, unless --dry-run.
+    Folders are listed, but no image is read. Unless --dry-run, lists of given validation or test images are written.
 
     Raises:
-        DataError: the format cannot be told, too few images, or a wish that cannot be met.
+        DataError: the format cannot be detected, there are too few images, or a request cannot be met.
     """
     from detseg.formats.detect import tell_format
 
@@ -125,7 +125,7 @@ def plan_steps(arguments: argparse.Namespace, given: Mapping[str, Sequence[str]]
     inspect += ["--weights", arguments.weights] if arguments.weights else []
     training = ["train_net", "--config", str(output / "suggested.yaml"), "OUTPUT_DIR", str(output / "run")]
     training += arguments.overrides
-    # The last part is the one that nothing was chosen on.
+    # Draw the part on which nothing was chosen, if there is one.
     shown = TEST if (len(fractions) == 3 if fractions else TEST in names) else VAL
     folder = output / "suggested_split" if fractions else output / "data"
     pictures = ["visualize", "--ground-truth", str(folder / f"{shown}.json")]
@@ -141,7 +141,7 @@ def plan_steps(arguments: argparse.Namespace, given: Mapping[str, Sequence[str]]
 
 
 def _check_options(kind: str, given: Mapping[str, Sequence[str]]) -> None:
-    """Refuse options of prepare for another format than that of the labels."""
+    """Refuse options of `prepare` that belong to another label format."""
     owners = {flag: [name for name in TOLD if flag in _flags(name)] for flag in given}
     wrong = [f"{flag} (of {', '.join(names)})" for flag, names in owners.items() if names and kind not in names]
     if wrong:
@@ -163,7 +163,7 @@ def _sources(kind: str, images: Path, labels: Path) -> list[str]:
 
 
 def _parts(arguments: argparse.Namespace, reader: Reader) -> tuple[list[float], dict[str, list[str]] | Sequence[str]]:
-    """Return shares of train, val and test; or [] and the images of these parts, or the names of the data's own."""
+    """Return the shares of train, val and test; or [] with the images of these parts, or the data's own part names."""
     wishes = {VAL: arguments.validation, TEST: arguments.test}
     shares = {name: _share(word) for name, word in wishes.items()}
     lists = {name: _named(word, reader) for name, word in wishes.items() if word and shares[name] is None}
@@ -196,7 +196,7 @@ def _parts(arguments: argparse.Namespace, reader: Reader) -> tuple[list[float], 
 
 
 def _share(word: str | None) -> float | None:
-    """Return the share of all images that is meant, None for images."""
+    """Return an argument as a share of all images, None if it names images."""
     try:
         share = float(word or "")
     except ValueError:
@@ -209,7 +209,7 @@ def _share(word: str | None) -> float | None:
 
 
 def _named(word: str, reader: Reader) -> list[str]:
-    """Return the names of the images in a folder, of a pattern or in a list of names or paths."""
+    """Return the image names in a folder, matching a pattern, or in a list of names or paths."""
     from detseg.images.reading import SUFFIXES
 
     path = Path(word)
@@ -237,9 +237,9 @@ def _named(word: str, reader: Reader) -> list[str]:
 
 @dataclass
 class Work:
-    """What is done in a folder, by a key of each step: its command and all that it and those before it read.
+    """The record of a folder: which steps are done, by a key for each step: its command and its and earlier inputs.
 
-    finished, started: name of a step -> its key.
+    finished, started: step name -> key.
     """
 
     folder: Path
@@ -252,7 +252,7 @@ class Work:
     @classmethod
     @contextmanager
     def opened(cls, arguments: argparse.Namespace) -> Iterator[Work]:
-        """Open the folder for this process alone. Raises RunError where another one works in it."""
+        """Open the folder for this process alone. Raises RunError if another process is using it."""
         folder: Path = arguments.output
         make_folder(folder)
         lock = FolderLock(folder)
@@ -293,7 +293,7 @@ class Work:
         return status
 
     def _check_change(self, step: Step, there: str | None) -> None:
-        """Refuse to do a step again where a training would be lost, unless asked."""
+        """Refuse to repeat a step that would discard a training, unless --overwrite is given."""
         if there is None or there == self.key or self.overwrite or "train" not in self.started:
             return
         raise DataError(
@@ -302,7 +302,7 @@ class Work:
         )
 
     def check_labels(self) -> None:
-        """Stop before the training where the labels do not look like objects."""
+        """Raise DataError before the training if the labels do not look like single objects."""
         problems = read_json(self.folder / "inspection" / "report.json")["problems"]["labels"]
         if problems:
             raise DataError(
@@ -317,7 +317,7 @@ class Work:
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Return a text that changes when a file below these paths does: names, sizes and times of change."""
+    """Return a text that changes when a file below these paths changes: names, sizes and modification times."""
     digest = hashlib.sha256()
     for path in paths:
         files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]

@@ -1,4 +1,4 @@
-"""`detseg fit_triage`: learn the kind of an image, and the model and threshold for each kind, where they gain."""
+"""`detseg fit_triage`: train a classifier of image kinds, and choose model and threshold for kinds that gain by it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fit, write and print what was decided."""
+    """Fit, write and print the decisions."""
     import dataclasses
 
     import numpy as np
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _model(about: dict[str, Any], predictions: Sequence[Predictions]) -> Model:
-    """The model of a Predictions file, with its checkpoint where all images are of one."""
+    """Return the model of a Predictions file, with its checkpoint if all images have the same."""
     from detseg.tuning.triage import Model
 
     checkpoints = {str(image.provenance.get("checkpoint_hash", "")) for image in predictions if len(image)}

@@ -1,4 +1,4 @@
-"""Options that say of images what their files do not: the size of a pixel, and which picture of a stack is meant."""
+"""Options for image properties that files may not give: the pixel size, and the plane of a stack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add_image_fields(parser: argparse.ArgumentParser, *, pixel_size_help: str = "") -> None:
-    """Add --pixel-size, --z, --t, --scene and --axes. pixel_size_help: what else --pixel-size takes."""
+    """Add --pixel-size, --z, --t, --scene and --axes. pixel_size_help: further values of --pixel-size."""
     group = parser.add_argument_group("what the image files do not say")
     group.add_argument(
         "--pixel-size",
@@ -26,14 +26,14 @@ def add_image_fields(parser: argparse.ArgumentParser, *, pixel_size_help: str = 
 
 
 def plane_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return --z, --t, --axes and --scene as the fields of a COCO image."""
+    """Return --z, --t, --axes and --scene as fields of a COCO image."""
     from detseg.images.planes import PlaneChoice
 
     return PlaneChoice.from_texts(arguments.z, arguments.t, arguments.axes, arguments.scene).fields()
 
 
 def image_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return all of them as the fields of a COCO image. Raises DataError where one makes no sense."""
+    """Return all these options as fields of a COCO image. Raises DataError for invalid values."""
     from detseg.structures.sample import FIELD, parse_pixel_size_text, pixel_size_field
 
     fields = plane_fields(arguments)

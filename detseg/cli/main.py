@@ -1,8 +1,8 @@
-"""The `detseg` command, and what every script of tools/ and datasets/ runs.
+"""The `detseg` command, which all scripts in tools/ and datasets/ also run.
 
 A command is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`. It is imported
-when it is used, so that `detseg --help` is fast. A module that sets `ACCEPTS_OVERRIDES` gets what the parser does not
-know (`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
+only when used, so that `detseg --help` is fast. If a module sets `ACCEPTS_OVERRIDES`, arguments that the parser does
+not know (`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) are passed as `arguments.overrides`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from detseg.progress import LogHandler, closed_bars
 from detseg.runs.threads import prepare_torch
 from detseg.version import __version__
 
-# Name of the command -> what it does, in the order in which a project needs them.
+# Name of the command -> description, in the order in which a project needs them.
 COMMANDS = {
     "fit": "from images and labels to a trained model, its scores and pictures, in one command",
     "make_synthetic": "draw a data set of synthetic cells with exact masks",
@@ -56,7 +56,7 @@ COMMANDS = {
     "check_parity": "compare the native models with numbers computed by Detectron2",
 }
 SHORT_NAMES = {"train": "train_net"}
-# Former name -> what it is called now.
+# Former name -> present name.
 RENAMED = {
     **{
         f"prepare_{name}": f"prepare {name}"
@@ -99,23 +99,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_tool(command: str) -> None:
-    """Run one command as the script that the user started, and leave Python with its exit status."""
+    """Run one command for the script that the user started, and exit with its status."""
     leave(run_command(command, sys.argv[1:], prog=None))
 
 
 def console() -> NoReturn:
-    """Run the words behind `detseg`, and leave Python with the exit status."""
+    """Run the command in sys.argv, and exit with its status."""
     leave(main())
 
 
 def leave(status: int) -> NoReturn:
-    """End this process.
+    """Exit with `status`.
 
-    Among the processes of torchrun, or of --num-gpus, at once, with everything written: threads of PyTorch's gloo may
-    hold the process group until Python has been taken apart, and then abort the process, which torchrun takes for a
-    failed training.
+    In a process of torchrun or --num-gpus, exit at once after flushing all output: threads of PyTorch's gloo may hold
+    the process group during interpreter shutdown and abort the process, which torchrun would report as a failed
+    training.
     """
-    if status > 128:  # a signal that is repeated, as `timeout` does, must not change the status while Python ends
+    if status > 128:  # a repeated signal, as `timeout` sends it, must not change the status during shutdown
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     if "TORCHELASTIC_RUN_ID" in os.environ or "DETSEG_LAUNCHED" in os.environ:
@@ -127,19 +127,19 @@ def leave(status: int) -> NoReturn:
 
 
 def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
-    """Parse the words of one command and run it. DetsegError becomes one message and the exit status 2."""
-    # OpenMP reads it when torch is imported.
+    """Parse the arguments of one command and run it. A DetsegError becomes a message and exit status 2."""
+    # Before torch is imported, because OpenMP reads the variables then.
     prepare_torch()
     module = importlib.import_module(f"detseg.cli.{command}")
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or file that cannot show a file's name shows its code instead of ending the program.
+        # Characters that the terminal or file cannot encode are escaped instead of ending the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     return run_parsed(module, parse_words(module, words, prog))
 
 
 def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
-    """Run a command with its parsed words; see `run_command`."""
+    """Run a command with parsed arguments; see `run_command`."""
     handler = LogHandler()
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -153,7 +153,7 @@ def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:
-        # Of what no command looks at before it uses it: a name of 300 letters, a folder that vanished, a full disk.
+        # Errors that no command checks for: an over-long name, a folder that vanished, a full disk.
         if arguments.debug or error.filename is None:
             raise
         name = printable(os.fsdecode(error.filename))
@@ -165,14 +165,14 @@ def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
 
 
 class _Printable(logging.Formatter):
-    """Shows names from files without the characters that a terminal acts on."""
+    """Escapes terminal control characters, which may come from file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _PrintableStream:
-    """A stream that shows names from files so, too."""
+    """A stream that escapes terminal control characters, which may come from file names."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -185,7 +185,7 @@ class _PrintableStream:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest option where one is mistyped."""
+    """Suggests the nearest option for a mistyped one."""
 
     words: Sequence[str] = ()
 
@@ -194,7 +194,7 @@ class _Parser(argparse.ArgumentParser):
         super().error("; ".join([message, *advice]))
 
     def nearest_option(self, word: str) -> str | None:
-        """Return the advice to write the option that resembles a word, None for an option or where none does."""
+        """Return advice with the option that resembles an argument; None for a valid option or without a match."""
         name = word.partition("=")[0]
         if not name.startswith("--") or name in self._option_string_actions:
             return None
@@ -203,7 +203,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
-    """Return what a command's `run` takes."""
+    """Return the arguments for a command's `run`."""
     parser = _Parser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
     parser.words = words
     module.add_arguments(parser)
@@ -212,7 +212,7 @@ def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> a
     words = option_words(parser, words, overrides=overrides)
     if not overrides:
         return parser.parse_args(words)
-    # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
+    # Values of overrides may look like options (`SOLVER.BASE_LR -1`), and keys may have the form `--KEY=VALUE`.
     arguments, overrides = parser.parse_known_args(words)
     overrides = [*_keys_behind_values(arguments), *overrides]
     for previous, word in itertools.pairwise(["", *overrides]):
@@ -225,7 +225,7 @@ def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> a
 
 
 def _keys_behind_values(arguments: argparse.Namespace) -> list[str]:
-    """Take keys and their values from the options with several values that they follow, `--images a.png KEY VALUE`."""
+    """Split off keys with their values that follow an option with several values: `--images a.png KEY VALUE`."""
     keys: list[str] = []
     for name, values in vars(arguments).items():
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):

@@ -1,4 +1,4 @@
-"""`detseg make_submission`: predictions as a competition's CSV; any submission checked and scored."""
+"""`detseg make_submission`: write predictions as a competition's CSV, or check and score a submission."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
 def _begin_tracking(
     tracking: CommandRun, arguments: argparse.Namespace, sources: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """sources: the Predictions file with its `info`, or the submission that is checked."""
+    """sources: the Predictions file with its `info`, or the submission to check."""
     from detseg.runs.artifacts import DATASET, PREDICTIONS, SUBMISSION, THRESHOLDS
 
     path = Path(arguments.check or arguments.output)
@@ -100,7 +100,7 @@ def _begin_tracking(
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuse options that contradict each other."""
+    """Refuse contradictory options."""
     from detseg.errors import refuse
     from detseg.files.atomic import check_free
 
@@ -132,7 +132,7 @@ def _write(
     others: Mapping[str, Sequence[PairedImage]],
     tracking: CommandRun,
 ) -> None:
-    """others: the images of the files that must have those of the predictions, by the words that name these files."""
+    """others: images of the files that must match those of the predictions, by the option that gives each file."""
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.pairing import ImageIndex
     from detseg.coco.predictions_file import is_plain_list, read_predictions
@@ -203,8 +203,8 @@ def _score(path: Path, truth: GroundTruth, name: str | None) -> dict[str, Any]:
 
 
 def _listed_images(path: Path) -> list[ImageEntry] | None:
-    """Return the images of a folder (also ID/images/ID.png) or of a COCO file; None for a sample submission, which
-    names no files."""
+    """Return the images of a folder (also with the layout ID/images/ID.png) or of a COCO file; None for a sample
+    submission, which has no file names."""
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_parsing import ImageEntry
     from detseg.errors import DataError

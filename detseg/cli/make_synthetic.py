@@ -1,4 +1,4 @@
-"""`detseg make_synthetic`: sets of synthetic cells of any size and density, with exact masks."""
+"""`detseg make_synthetic`: data sets of synthetic cells of any size and density, with exact masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`detseg measure`: counts, sizes and shapes of objects by image and condition, and whether conditions differ."""
+"""`detseg measure`: counts, sizes and shapes of objects by image and condition, and tests between conditions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, write the tables and print the conditions and the tests."""
+    """Measure, write the tables, and print conditions and tests."""
     from detseg.errors import ConfigError
     from detseg.evaluation.conditions import differences, kruskal_wallis
     from detseg.files.atomic import check_free, folder_for
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace, source: ObjectsFile) -> tuple[list[dict[str, Any]], Conditions]:
-    """Return the table of objects of every image that has any, and the images by condition and unit."""
+    """Return the table of objects for each image that has any, and the images by condition and unit."""
     import dataclasses
 
     import numpy as np
@@ -127,7 +127,7 @@ def _measure(arguments: argparse.Namespace, source: ObjectsFile) -> tuple[list[d
 
 
 def _condition_text(conditions: Conditions, header: list[str], rows: list[list[Any]]) -> str:
-    """The table of conditions as people read it: counts, the median area and diameters."""
+    """Return the table of conditions as text: counts, median area and diameters."""
     from detseg.files.table import text_table
 
     shown = [
@@ -144,7 +144,7 @@ def _condition_text(conditions: Conditions, header: list[str], rows: list[list[A
 
 
 def _test_rows(conditions: Conditions, found: list[Difference], overall: dict[str, float]) -> list[list[object]]:
-    """overall: the p-value of every measure over all conditions."""
+    """overall: p-value of each measure over all conditions."""
     from detseg.formats.measurements import number_cell
 
     header = ["measure", "first", "second", "units_first", "units_second", "median_first", "median_second"]

@@ -1,4 +1,4 @@
-"""The last lines of a command: the commands that come next in a project's day, as they can be copied into a shell."""
+"""The last lines of a command's output: the commands that come next, ready to be copied into a shell."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 
 from detseg.files.names import json_stem
 
-# Commands whose scripts are not in tools/.
+# Commands whose scripts are in datasets/ instead of tools/.
 _OF_DATASETS = ("prepare", "download", "make_synthetic")
 
 Word = str | os.PathLike[str]
 
 
 def command_line(command: str, *words: Word) -> str:
-    """Return a command as the user types it, quoted for the shell.
+    """Return a command line, quoted for the shell.
 
-    As a script where this process was started as one: a checkout need not be installed.
+    It calls a script if this process was started as one, because a checkout need not be installed.
     """
     return shlex.join([*program(command), *map(os.fspath, words)])
 
 
 def program(command: str) -> list[str]:
-    """Return the words that start a command in the way in which this process was started."""
+    """Return the beginning of the command line of a command, in the form in which this process was started."""
     started = sys.argv[0]
     folder, name = os.path.split(started)
     if name == "__main__.py" and os.path.basename(folder) == "detseg":
@@ -39,7 +39,7 @@ def program(command: str) -> list[str]:
 
 
 def inspection(folder: Path, *data: Word, fold: bool = False) -> tuple[str, str]:
-    """Return the commands that look at data, and that train with what was suggested. fold: of a file of folds."""
+    """Return the commands that inspect data, and that train with the suggestions. fold: in all folds of `data`."""
     suggested = beside(folder / "suggested", ".yaml")
     words = ["--data", *data, "--output", beside(folder / "inspection", ""), "--suggest", suggested]
     folds = ["--fold", "all", "DATASETS.TRAIN", *data] if fold else []
@@ -51,7 +51,7 @@ _silent = ContextVar("silent", default=False)
 
 @contextmanager
 def as_part() -> Iterator[None]:
-    """Inside the context nothing is said of what comes next: another command runs this one, and goes on itself."""
+    """Print no next commands during the context, because another command runs this one and continues."""
     token = _silent.set(True)
     try:
         yield
@@ -60,7 +60,7 @@ def as_part() -> Iterator[None]:
 
 
 def print_next(*commands: str, then: Iterable[str] = ()) -> None:
-    """Print the commands of which one comes next, and those that follow after it."""
+    """Print the alternatives for the next command, and the commands after it."""
     if _silent.get():
         return
     for number, command in enumerate(commands):
@@ -70,7 +70,7 @@ def print_next(*commands: str, then: Iterable[str] = ()) -> None:
 
 
 def beside(path: Word, ending: str) -> str:
-    """Return a free name beside a file, of its name without .json or .json.gz, for what the next command writes.
+    """Return an unused name beside a file, from its name without .json or .json.gz, for output of the next command.
 
     ending: "_pictures", "_tuned.yaml", ...
     """

@@ -1,4 +1,4 @@
-"""`detseg predict`: a trained model over images, into a Predictions file and label images."""
+"""`detseg predict`: run a trained model on images; write a Predictions file and label images."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     refuse({**problems_of(arguments), **_output_problems(arguments), **problems_of_refining(arguments)})
     arguments.run = [str(find_run_folder(Path(run))) for run in arguments.run]
     if arguments.folds and not arguments.postprocess:
-        arguments.raw = True  # out-of-fold predictions are there to choose thresholds
-    arguments.summary = arguments.summary and not arguments.raw  # counts of whatever has a score mean nothing
+        arguments.raw = True  # out-of-fold predictions serve to choose thresholds
+    arguments.summary = arguments.summary and not arguments.raw  # counts without thresholds are meaningless
     if arguments.triage:
-        arguments.raw = True  # the settings of each image's kind come afterwards, in Job.predict
+        arguments.raw = True  # Job.predict applies the settings of each image's kind
     folds = open_folds(arguments) if arguments.folds else None
     commands = [arguments] if folds is None else arguments_of_folds(arguments, folds)
     if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments, commands):
@@ -176,7 +176,7 @@ def _begin_tracking(
 
 
 def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
-    """Message -> whether it holds, of options that contradict each other."""
+    """Return message -> whether it applies, for contradictory options."""
     threshold, others = arguments.score_threshold, arguments.boxes or arguments.folds
     return {
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
@@ -203,9 +203,9 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
 
 
 def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[argparse.Namespace]) -> bool:
-    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs.
+    """Predict the share of this process; return whether it is the one that continues when all are done.
 
-    commands: `arguments`, or those of every fold.
+    commands: `arguments`, or one for each fold.
     """
     from detseg.files.atomic import check_free
     from detseg.runs.distributed import join_processes
@@ -224,7 +224,7 @@ def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[arg
 def _write(
     arguments: argparse.Namespace, result: Result, targets: dict[str, Path], started: float, tracking: CommandRun
 ) -> int:
-    """Predict all images, write what was asked for, print the summary; return the exit status."""
+    """Predict all images, write the requested outputs, print the summary; return the exit status."""
     from contextlib import nullcontext
     from shutil import rmtree
 
@@ -284,7 +284,7 @@ def _write(
 
 
 def _track_result(tracking: CommandRun, arguments: argparse.Namespace, summary: Summary) -> None:
-    """Log the table of images where there is one, and the Predictions file, or else the folder of label images."""
+    """Log the table of images, if any, and the Predictions file, or else the folder of label images."""
     from detseg.formats.summary import summary_name
     from detseg.runs.artifacts import PREDICTIONS
     from detseg.runs.tracker import Table
@@ -303,7 +303,7 @@ def _track_result(tracking: CommandRun, arguments: argparse.Namespace, summary: 
 
 
 def _numbers(predictions: Predictions, record: ImageRecord) -> ImageNumbers | None:
-    """What the summary says of an image, in which its intensities are measured; None of boxes without masks."""
+    """Return an image's entry of the summary, with measured intensities; None for boxes without masks."""
     import dataclasses
 
     from detseg.errors import DataError
@@ -315,13 +315,13 @@ def _numbers(predictions: Predictions, record: ImageRecord) -> ImageNumbers | No
     objects = ImageObjects.from_predictions(predictions)
     try:
         return measure_numbers(dataclasses.replace(objects, picture=record.path, fields=record.metadata))
-    except DataError as error:  # the file was changed or taken away since it was predicted
+    except DataError as error:  # the file was changed or removed after the prediction
         logger.warning("the summary has no intensities of this image: %s", error)
         return measure_numbers(objects)
 
 
 def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:
-    """num_objects: of the COCO file that the images are from; with any, they can be scored."""
+    """num_objects: in the COCO file with the images; if there are any, predictions can be scored."""
     output = arguments.output
     if arguments.folds:
         truth = Path(arguments.folds[0]) / "oof_ground_truth.json"
@@ -330,7 +330,7 @@ def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:
         return
     truth = ["--ground-truth", arguments.images[0]]
     root = ["--image-root", arguments.image_root] if arguments.image_root else []
-    if arguments.z or arguments.t or arguments.axes:  # pictures of stacks are not drawn
+    if arguments.z or arguments.t or arguments.axes:  # visualize does not draw stacks
         commands = [command_line("export", "--input", output, "--format", "csv", "--output", beside(output, "_tables"))]
     else:
         words = ["--images", *arguments.images, *root, "--predictions", output]

@@ -1,7 +1,7 @@
-"""`predict --folds`: every image of a cross-validation, by the model that was not trained with it, in one file.
+"""`predict --folds`: out-of-fold predictions of all images of a cross-validation, in one file.
 
-The folds are predicted one after the other; what is done is kept beside the output, so that a command that was
-interrupted goes on with the next fold (and tile). At the end they are joined in the order of the data set.
+The folds are predicted one after the other; finished parts are kept beside the output, so that an interrupted command
+continues with the next fold (and tile). At the end they are joined in the order of the data set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def open_folds(arguments: argparse.Namespace) -> TrainedFolds:
-    """The runs of --folds."""
+    """Return the runs of --folds."""
     from detseg.engine.trained_folds import open_trained_folds
 
     return open_trained_folds([Path(path) for path in arguments.folds], arguments.checkpoint)
 
 
 def arguments_of_folds(arguments: argparse.Namespace, folds: TrainedFolds) -> list[argparse.Namespace]:
-    """The same command for the run of every fold."""
+    """Return the arguments of the same command for the run of each fold."""
     return [
         argparse.Namespace(**{**vars(arguments), "run": [str(run)], "fold": fold})
         for fold, run in enumerate(folds.runs)
@@ -37,7 +37,7 @@ def arguments_of_folds(arguments: argparse.Namespace, folds: TrainedFolds) -> li
 
 
 def predict_folds(commands: Sequence[argparse.Namespace], folds: TrainedFolds, images: ImageList) -> Result:
-    """Predict every fold by its own command, where that is not done yet; return all of them as one.
+    """Predict every fold that is not done yet with its own command; return the joined result.
 
     images: of all folds.
     """
@@ -51,14 +51,14 @@ def predict_folds(commands: Sequence[argparse.Namespace], folds: TrainedFolds, i
         _predict_fold(arguments, job, file, skipped)
         infos.append(job.info())
         files.append(file)
-    # What the models have in common is said of the whole file; the images say which fold they are of.
+    # Properties shared by all models describe the whole file; the images have their folds.
     info = {name: value for name, value in infos[0].items() if all(one.get(name) == value for one in infos)}
     info |= {"folds": len(files), "out_of_fold": True, "given": {"folds": commands[0].folds}}
     return Result(images, job.predictor.classes, info, lambda *_: _joined(folds, files), skipped)
 
 
 def _predict_fold(arguments: argparse.Namespace, job: Job, file: Path, skipped: list[SkippedImage]) -> None:
-    """Write the predictions of one fold, unless they are there."""
+    """Write the predictions of one fold, unless they exist."""
     import dataclasses
 
     from detseg.coco.predictions_file import PredictionsWriter, read_predictions
@@ -73,7 +73,7 @@ def _predict_fold(arguments: argparse.Namespace, job: Job, file: Path, skipped: 
             there = read_predictions(file)
             if len(there) == len(names) and all(there.info.get(name) == value for name, value in info.items()):
                 return
-        except DataError:  # another command's, or cut off: it is written again
+        except DataError:  # of another command or truncated: written again
             pass
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -87,7 +87,7 @@ def _predict_fold(arguments: argparse.Namespace, job: Job, file: Path, skipped: 
 
 
 def _joined(folds: TrainedFolds, files: list[Path]) -> Iterator[Predictions]:
-    """The predictions of all folds in the order of the data set; images that were skipped are left out."""
+    """Yield the predictions of all folds in the order of the data set, without skipped images."""
     from detseg.coco.predictions_file import read_predictions
     from detseg.engine.out_of_fold import of_fold
 

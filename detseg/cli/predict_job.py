@@ -1,4 +1,4 @@
-"""What `predict` predicts: images, models and views, boxes and tiles, as its options (predict_options.py) say."""
+"""The job of `predict`: images, models and views, boxes and tiles, according to its options (predict_options.py)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """Images to predict, by what, the boxes that get masks, if they are external ones, and what chooses by the kind of
-    an image.
+    """Images, the models that predict them, external boxes, if any, and the triage that chooses by kind of image.
 
-    predictors: one, or one for each model of the triage.
+    predictors: one, or one per model of the triage.
     """
 
     arguments: argparse.Namespace
@@ -47,15 +46,15 @@ class Job:
 
     @property
     def predictor(self) -> Predictor:
-        """The only one; of several, the first."""
+        """The only predictor, or the first."""
         return self.predictors[0]
 
     def predictor_of(self, record: ImageRecord) -> Predictor:
-        """What predicts an image."""
+        """Return the predictor for an image."""
         return self.predictor if len(self.predictors) == 1 else self.predictors[self._choice_of(record)[1].model]
 
     def tiles(self, predictor: Predictor, **options: Any) -> TilePredictor:
-        """What predicts images in tiles; options: further ones of TilePredictor."""
+        """Return what predicts images in tiles; options: further arguments of TilePredictor."""
         arguments = self.arguments
         return predictor.tile_predictor(batch_size=arguments.batch_size, workers=arguments.workers, **options)
 
@@ -82,7 +81,7 @@ class Job:
                 yield predictions
 
     def _choice_of(self, record: ImageRecord) -> tuple[str, Choice]:
-        """The kind of an image, and what it gets; one that cannot be read gets the usual, whose model says why."""
+        """Return the kind of an image and its choice; an unreadable one gets the default, which reports the error."""
         if record.image_id not in self._chosen:
             try:
                 found = self.triage.choice_of(record.path, record.metadata)
@@ -92,7 +91,7 @@ class Job:
         return self._chosen[record.image_id]
 
     def info(self) -> dict[str, Any]:
-        """What the Predictions file says about its making."""
+        """Return the provenance in the Predictions file."""
         from detseg.data.trained_images import FIELD
         from detseg.files.hashing import hash_file
 
@@ -109,7 +108,7 @@ class Job:
             about["given"]["diameter"] = predictor.diameter or "auto"
         if self.arguments.boxes:
             about["boxes"] = self.arguments.boxes
-        # What the models saw: what is learned from these predictions must not be validated on it.
+        # Images seen in training: whatever is learned from these predictions must not be validated on them.
         known = [images for one in self.predictors for images in one.trained_images]
         if None not in known:
             about[FIELD] = functools.reduce(operator.or_, known).to_plain()
@@ -118,7 +117,7 @@ class Job:
 
 
 def find_job_images(arguments: argparse.Namespace) -> ImageList:
-    """The images, or those of the fold of a run; --z and --t may name several: all, or 3-10."""
+    """Return the images, or those of the fold of a run; --z and --t may be ranges: all, or 3-10."""
     from detseg.cli.image_fields import image_fields
     from detseg.inference.image_list import ImageList, expand_stacks, find_images
 
@@ -141,7 +140,7 @@ def load_job(arguments: argparse.Namespace, images: ImageList) -> Job:
     """Load models and boxes.
 
     Raises:
-        ConfigError: models that do not go together, or cannot do what is asked for.
+        ConfigError: the models do not fit together, or do not support the options.
     """
     from detseg.inference.external_boxes import read_boxes
     from detseg.tuning.triage import Triage
@@ -162,7 +161,7 @@ def load_job(arguments: argparse.Namespace, images: ImageList) -> Job:
 
 
 def _load_models_of_triage(arguments: argparse.Namespace, triage: Triage) -> tuple[Predictor, ...]:
-    """Load the models that a triage chooses from, each by itself."""
+    """Load the models that a triage chooses from, each as a predictor of its own."""
     named = ", ".join(model.name for model in triage.models)
     together = [name for name in ("model_weights", "boxes_of", "masks_of") if getattr(arguments, name)]
     if together:
@@ -212,7 +211,7 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
             masks_of=[number - 1 for number in arguments.masks_of],
         )
     if arguments.boxes and predictor.postprocess is not None and not arguments.postprocess:
-        # a run's threshold belongs to its own scores and not to those of another detector
+        # a run's score threshold applies to its own scores, not to those of another detector
         predictor.postprocess = predictor.postprocess.without_score_threshold()
     base = predictor.postprocess or Postprocess(resolve_overlaps=False)
     if arguments.score_threshold is not None:
@@ -245,14 +244,14 @@ def _number(text: str) -> float | str:
 
 
 def _load_models(arguments: argparse.Namespace) -> list[Predictor]:
-    """The predictors of all runs, then those of all weights."""
+    """Return the predictors of all runs, then those of all weights."""
     from detseg.config import load_config
     from detseg.engines.validation import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 
     options = {"device": arguments.device, "precision": arguments.precision}
-    from_file = arguments.postprocess or not arguments.raw  # of a run its own, unless a file or none is asked for
+    from_file = arguments.postprocess or not arguments.raw  # a run's own, unless --postprocess or --raw is given
     checkpoint = arguments.checkpoint
     predictors = [
         Predictor.from_run(run, checkpoint=checkpoint, postprocess=from_file, **options) for run in arguments.run
@@ -267,7 +266,7 @@ def _load_models(arguments: argparse.Namespace) -> list[Predictor]:
 
 
 def _tta_settings(arguments: argparse.Namespace, predictors: Sequence[Predictor]) -> TestTimeAugmentation:
-    """Views, mode and fusion: those of the first model, changed by the options."""
+    """Return views, mode and fusion: those of the first model, changed by the options."""
     from detseg.fusion.options import FusionOptions
     from detseg.inference.views import PLAIN, parse_views
 

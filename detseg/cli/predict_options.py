@@ -1,4 +1,4 @@
-"""The options of `predict` that say which models, views and tiles, and which of them contradict each other."""
+"""The options of `predict` for models, views and tiles, and checks for contradictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "its folds; every image is predicted by the model that was not trained with it, without "
         "thresholds",
     )
-    model.set_defaults(fold=None, triage=None)  # which of --folds is predicted at a time
+    model.set_defaults(fold=None, triage=None)  # fold: the one being predicted with --folds
     model.add_argument(
         "--checkpoint", default="best", metavar="NAME", help="checkpoint of the run: best (default), last or a file"
     )
@@ -120,12 +120,12 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def has_model(arguments: argparse.Namespace) -> bool:
-    """Whether a run or weights are given; the folds of a training are others."""
+    """Whether a run or weights are given; --folds does not count."""
     return bool(arguments.run or arguments.weights)
 
 
 def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
-    """Message -> whether it holds, of options that contradict each other or have impossible values."""
+    """Return message -> whether it applies, for contradictory options and invalid values."""
     models = len(arguments.run) + len(arguments.weights) + bool(arguments.folds)
     several = {
         "--model-weights": arguments.model_weights,

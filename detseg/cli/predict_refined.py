@@ -1,4 +1,4 @@
-"""`predict --refine-with`: what a model finds, or a Predictions file holds, drawn anew by Segment Anything."""
+"""`predict --refine-with`: redraw the detections of a model, or the objects of a Predictions file, with SAM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_refine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems_of_refining(arguments: argparse.Namespace) -> dict[str, bool]:
-    """Message -> whether it holds, of options that contradict each other."""
+    """Return message -> whether it applies, for contradictory options."""
     of_file = bool(arguments.refine_with) and not (has_model(arguments) or arguments.folds)
     choosing = arguments.score_threshold is not None or arguments.postprocess or arguments.rescore
     return {
@@ -43,7 +43,7 @@ def problems_of_refining(arguments: argparse.Namespace) -> dict[str, bool]:
 
 
 def load_refiner(arguments: argparse.Namespace) -> Refiner:
-    """Load what --refine-with names; KEY VALUE changes what it does, where they are not of --config."""
+    """Load the SAM of --refine-with; KEY VALUE changes its settings, unless they belong to --config."""
     from detseg.inference.refiner import Refiner
 
     if arguments.refine_with != "sam":
@@ -54,7 +54,7 @@ def load_refiner(arguments: argparse.Namespace) -> Refiner:
 
 
 def refined(result: Result, refiner: Refiner) -> Result:
-    """What a model finds, drawn anew."""
+    """Redraw the detections of a model."""
     from detseg.errors import DataError
     from detseg.inference.image_list import SkippedImage
 
@@ -64,7 +64,7 @@ def refined(result: Result, refiner: Refiner) -> Result:
         for one in result.predictions(skipped, bar):
             try:
                 yield refiner(records[one.image_id], one)
-            except DataError as error:  # the file was changed or taken away since it was predicted
+            except DataError as error:  # the file was changed or removed after the prediction
                 skipped.append(SkippedImage(one.file_name, str(error)))
 
     info = {**result.info, "refined_with": refiner.describe()}
@@ -72,7 +72,7 @@ def refined(result: Result, refiner: Refiner) -> Result:
 
 
 def refined_file(arguments: argparse.Namespace, refiner: Refiner, images: ImageList) -> Result:
-    """The objects of a Predictions file, drawn anew."""
+    """Redraw the objects of a Predictions file."""
     from detseg.coco.predictions_file import read_predictions
 
     file = read_predictions(arguments.boxes)

@@ -1,10 +1,10 @@
-"""The images of `predict` in shards, each a file that any process can make, and that is there whole or not at all.
+"""The images of `predict` in shards: files that any process can write, each atomically.
 
-    shard000007-1f00d2c4a9e0.json    Predictions file of some images that follow each other
-    shard000007-1f00d2c4a9e0.report  where there are any: images that cannot be predicted, and those to cut into tiles
+    shard000007-1f00d2c4a9e0.json    Predictions file of some consecutive images
+    shard000007-1f00d2c4a9e0.report  if there are any: images that cannot be predicted, and those to predict in tiles
 
-The second part of the name is a hash of all that the predictions depend on: what is found under the name is right, and
-is not made again. A process takes a shard by its lock, which the system frees when the process dies.
+The second part of the name is a hash of everything that the predictions depend on, so that an existing file is valid
+and not written again. A process locks the shard on which it works; the operating system releases the lock if it dies.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from detseg.inference.image_list import SkippedImage
     from detseg.structures.predictions import Predictions
 
-# Enough shards for many processes to end at about the same time; of so many images that a file more is no work, and so
-# few that a process that dies loses little.
+# Enough shards for many processes to finish at about the same time; at most so many images per shard that little is
+# lost if a process dies.
 SHARDS, MOST_IMAGES = 64, 100
 _POLL_SECONDS = 0.2
 
@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.2
 class Shards:
     """The shards of a job in a folder.
 
-    Their size follows from the number of images and not from that of processes, so that others can go on with them.
+    Their size depends on the number of images and not of processes, so that other processes can continue.
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -45,13 +45,13 @@ class Shards:
         batch = job.arguments.batch_size
         self.size = batch * max(min(len(job.images.records) // (SHARDS * batch), MOST_IMAGES // batch), 1)
         self.settings = _settings(job)
-        self.path = functools.cache(self._path)  # the files of the images are looked at once
+        self.path = functools.cache(self._path)  # hashes the image files only once
 
     def __len__(self) -> int:
         return -(-len(self.job.images.records) // self.size)
 
     def images(self, number: int) -> range:
-        """The indices of a shard's images."""
+        """Return the image indices of a shard."""
         return range(number * self.size, min((number + 1) * self.size, len(self.job.images.records)))
 
     def _path(self, number: int) -> Path:
@@ -60,12 +60,12 @@ class Shards:
         return self.folder / f"shard{number:06d}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.json"
 
     def done(self) -> int:
-        """How many images the shards that are there have."""
+        """Return the number of images in finished shards."""
         there = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
         return sum(len(self.images(number)) for number in range(len(self)) if self.path(number).name in there)
 
     def predict(self, number: int, progress: Callable[[int], Any] = lambda images: None) -> None:
-        """Make a shard, of the images that are not to be cut into tiles."""
+        """Predict a shard, except images to be predicted in tiles."""
         from detseg.coco.predictions_file import PredictionsWriter
         from detseg.files.atomic import write_json
 
@@ -79,7 +79,7 @@ class Shards:
             for predictions in self.job.predict(whole, skipped):
                 writer.write(predictions)
                 progress(1)
-            # Before the shard itself has its name.
+            # Written before the shard itself, whose presence means that it is complete.
             report = {"large": large, "skipped": {image.file_name: image.reason for image in skipped}}
             path.with_suffix(".report").unlink(missing_ok=True)
             if large or skipped:
@@ -96,26 +96,27 @@ class Shards:
             with source:
                 return tiles.applies(source)
         except DataError:
-            return False  # told when it is predicted
+            return False  # the prediction will report the error
 
     def report(self, number: int) -> dict[str, Any]:
-        """Of a shard that is there: "large", indices of images; "skipped", file name -> reason."""
+        """Return the report of a finished shard: "large", image indices; "skipped", file name -> reason."""
         from detseg.files.atomic import read_json
 
         path = self.path(number).with_suffix(".report")
         return read_json(path) if path.is_file() else {"large": [], "skipped": {}}
 
     def work(self, rank: int, count: int) -> None:
-        """As one of `count` processes: make shards until all are there, then a share of the tiles of large images.
+        """Work as one of `count` processes: predict shards until all are done, then a share of the tiles of large
+        images.
 
-        Shards that others make are waited for, and made here where they die.
+        Shards of other processes are waited for, and predicted here if those processes die.
         """
         from detseg.files.lock import try_lock
 
         first = rank * len(self) // count
         left = deque([*range(first, len(self)), *range(first)])
         self.folder.mkdir(parents=True, exist_ok=True)
-        passed = 0  # in a row, because others make them
+        passed = 0  # consecutive shards that other processes hold
         while left:
             number = left.popleft()
             if self.path(number).is_file():
@@ -140,7 +141,7 @@ class Shards:
     def _predict_tiles(self, record: ImageRecord, rank: int, count: int) -> None:
         from detseg.errors import DataError, OutputError
 
-        if self.job.boxes is not None:  # whose tiles are those that have boxes
+        if self.job.boxes is not None:  # only tiles with boxes are predicted, when they are combined
             return
         predictor = self.job.predictor_of(record)
         tiles = self.job.tiles(predictor, state=self.folder)
@@ -151,10 +152,10 @@ class Shards:
                 with source:
                     tiles.predict_share(record, source, (rank, count), soft_masks=soft_masks)
         except (DataError, OutputError):
-            pass  # told when the tiles are combined
+            pass  # reported when the tiles are combined
 
     def gather(self, skipped: list[SkippedImage], bar: Any) -> Iterator[Predictions]:
-        """The predictions of all images in their order; what is not there is made. See `Result`."""
+        """Yield the predictions of all images in order; missing shards are predicted here. See `Result`."""
         from detseg.coco.predictions_file import read_predictions
         from detseg.inference.image_list import SkippedImage
 
@@ -177,7 +178,7 @@ class Shards:
 
 
 def _settings(job: Job) -> str:
-    """What all predictions of a job depend on, beside the images, as a hash."""
+    """Return a hash of everything that the predictions of a job depend on, except the images."""
     import torch
 
     boxes = Path(job.arguments.boxes) if job.arguments.boxes else None
@@ -200,6 +201,6 @@ def _of_image(record: ImageRecord) -> list[Any]:
 def _of_file(path: Path) -> list[Any]:
     try:
         about = path.stat()
-    except (OSError, ValueError):  # told when it is predicted
+    except (OSError, ValueError):  # the prediction will report the error
         return [str(path)]
     return [str(path.absolute()), about.st_size, about.st_mtime_ns]

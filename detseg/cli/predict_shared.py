@@ -1,8 +1,8 @@
-"""`predict` by several processes: each makes shards of the images, and its share of the tiles of large ones.
+"""`predict` with several processes: each predicts shards of the images, and a share of the tiles of large ones.
 
-The main process gathers the shards in the order of the images, so that the output is that of one process. Processes are
-started here (--processes), by torchrun, or by Ray (--ray), also on several machines that share the folder of the
-output. One that is killed is started again, and its shard is made again.
+The main process gathers the shards in the order of the images, so that the output equals that of a single process.
+Processes are started here (--processes), by torchrun, or by Ray (--ray), also on several machines that share the output
+folder. A process that is killed is started again, and its shard is predicted again.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of processes, before the command gives up.
+# Killed processes before the command gives up.
 MOST_DEATHS = 3
 
 
 def processes_of_torchrun() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command predicts: images, classes, what the file says of itself, and a function that predicts all images,
-    appends those that it cannot to a list, and shows on a bar how far it is. skipped: those that are known before.
+    """The prediction of a command: images, classes, the file's `info`, and a function that predicts all images, appends
+    those that it cannot predict to a list, and updates a progress bar. skipped: images already known to fail.
     """
 
     images: ImageList
@@ -48,7 +48,7 @@ class Result:
 
 
 def state_folder(arguments: argparse.Namespace) -> Path:
-    """Where shards, tiles and folds stay until the end: beside the output."""
+    """Return the folder that keeps shards, tiles and folds until the end: beside the output."""
     target = Path(arguments.output or arguments.label_images)
     folder = target.with_name(f"{target.name}.parts")
     return folder if arguments.fold is None else folder / f"fold{arguments.fold}"
@@ -57,9 +57,9 @@ def state_folder(arguments: argparse.Namespace) -> Path:
 def all_predictions(
     arguments: argparse.Namespace, job: Job, skipped: list[SkippedImage], bar: Any
 ) -> Iterator[Predictions]:
-    """The predictions of all images, those that an interrupted command has left included."""
+    """Yield the predictions of all images, including those that an interrupted command has left."""
     shards = Shards(job, state_folder(arguments))
-    # Others compute as this process would, whatever `auto` means on their machine.
+    # Other processes must use the precision of this one, whatever `auto` means on their machine.
     precisions = {model.precision for predictor in job.predictors for model in predictor.detector.models}
     given = {"precision": precisions.pop()} if len(precisions) == 1 else {}
     others = argparse.Namespace(**{**vars(arguments), **given})
@@ -75,10 +75,10 @@ def all_predictions(
 
 
 def make_shards(arguments: argparse.Namespace, rank: int, count: int, settings: str = "") -> None:
-    """Load the model once and make shards, as one of `count` processes.
+    """Load the model once and predict shards, as one of `count` processes.
 
-    settings: a hash, of what the main process computes with.
-    Raises RunError where this process would compute with others.
+    settings: hash of the main process's settings.
+    Raises RunError if those of this process differ.
     """
     from detseg.errors import RunError
 
@@ -93,9 +93,9 @@ def make_shards(arguments: argparse.Namespace, rank: int, count: int, settings: 
 
 
 def run_children(arguments: argparse.Namespace, count: int, settings: str, show: Callable[[], Any]) -> None:
-    """Start processes, show how far they are, and wait for them; those that are killed are started again.
+    """Start processes, show their progress, and wait for them; killed ones are started again.
 
-    Raises RunError where one fails, and has printed why, or too many are killed.
+    Raises RunError if a process fails, which prints why, or too many are killed.
     """
     import multiprocessing
     import time
@@ -153,7 +153,7 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, settings: str) 
     try:
         make_shards(arguments, rank, count, settings)
     except DetsegError as error:
-        # The bar is the main process's, which says itself that this one ended; the message stands below it.
+        # The progress bar belongs to the main process, which reports the failure; print the message below the bar.
         above = "\n" if sys.stderr.isatty() else ""
         print(f"{above}error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -162,9 +162,9 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, settings: str) 
 
 
 def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], Any]) -> None:
-    """Make the shards by workers of a Ray cluster, one per GPU or core unless --processes says how many, and leave it.
+    """Predict the shards with workers of a Ray cluster, one per GPU or core unless --processes is given.
 
-    Folders must have the same path on all machines. A worker that dies, with its machine or alone, is run again by Ray.
+    Folders must have the same path on all machines. Ray runs the task of a worker again if that or its machine dies.
     """
     from detseg.errors import RunError
     from detseg.runs.ray_cluster import cores_and_gpus, cores_of_workers, join_ray, result_of
@@ -194,7 +194,7 @@ def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], 
 def _predict_on_ray(
     arguments: argparse.Namespace, rank: int, count: int, settings: str, current: str, cores: int
 ) -> None:
-    """What a worker of Ray does."""
+    """The task of a Ray worker."""
     import torch
 
     os.chdir(current)

@@ -1,4 +1,4 @@
-"""`detseg prepare FORMAT`: data of any format that detseg reads to COCO files."""
+"""`detseg prepare FORMAT`: convert data of any supported format to COCO files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a command for each format of the table that has a reader."""
+    """Add a subcommand for each format with a reader."""
     commands = parser.add_subparsers(dest="format", metavar="FORMAT", required=True, title="formats")
     for name, row in FORMATS.items():
         if not row.reader:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_table_options(split)
         add_data_options(command)
         command.add_argument("--overwrite", action="store_true", help="replace existing files")
-        # As every command has it: argparse reads it here where it is typed after FORMAT.
+        # Like every command; repeated here so that argparse accepts it after FORMAT.
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
@@ -65,7 +65,7 @@ def _add_split(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_table_options(split: argparse._ArgumentGroup) -> None:
-    """Add what says which images are alike."""
+    """Add the options for groups of images and tables about images."""
     split.add_argument(
         "--table",
         type=Path,
@@ -83,7 +83,7 @@ def add_table_options(split: argparse._ArgumentGroup) -> None:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add what holds for images and objects of every format."""
+    """Add the options for images and objects of all formats."""
     parser.add_argument(
         "--classes-from",
         nargs="+",
@@ -123,7 +123,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def reader_of(arguments: argparse.Namespace) -> Reader:
-    """Open the data; they are listed, not read."""
+    """Open the data; files are listed but not read."""
     row = FORMATS[arguments.format]
     return row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
 

@@ -1,4 +1,4 @@
-"""`detseg pseudo_label`: learning from images without labels."""
+"""`detseg pseudo_label`: learn from images without labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", metavar="STEP", title="steps")
     step = steps.add_parser("label", help="predictions to a COCO file", description=pseudo_label_step.DESCRIPTION)
     pseudo_label_step.add_arguments(step)
-    # As every command has it: argparse reads it here where it is typed after STEP.
+    # Like every command; repeated here so that argparse accepts it after STEP.
     step.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
 

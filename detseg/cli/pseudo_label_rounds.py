@@ -1,4 +1,4 @@
-"""`detseg pseudo_label --config FILE`: pseudo-labels in rounds, each accepted only where it helps."""
+"""`detseg pseudo_label --config FILE`: rounds of pseudo-labels, each accepted only if it improves the scores."""
 
 from __future__ import annotations
 

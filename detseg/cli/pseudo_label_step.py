@@ -1,4 +1,4 @@
-"""`detseg pseudo_label label`: from predictions of unlabelled images to a COCO file of pseudo-labels."""
+"""`detseg pseudo_label label`: make a COCO file of pseudo-labels from predictions of unlabelled images."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _gates(arguments: argparse.Namespace) -> Gates:
 
 
 def _labelled(arguments: argparse.Namespace) -> tuple[CocoDataset | None, CocoDataset | None]:
-    """The labelled images, those of the fold among them, and the images that are validated on."""
+    """Return the labelled images (including those of the fold) and the validation images."""
     from detseg.coco.dataset import CocoDataset
     from detseg.data.folds import Folds, joined
 
@@ -165,7 +165,7 @@ def _labelled(arguments: argparse.Namespace) -> tuple[CocoDataset | None, CocoDa
 
 
 def _images(arguments: argparse.Namespace) -> CocoDataset:
-    """The unlabelled images, with fields from their names and, of plain files, the sizes that the predictions say."""
+    """Return the unlabelled images, with fields from their names and, for plain files, sizes from the predictions."""
     import dataclasses
 
     from detseg.coco.dataset import AnnotationTable, CocoDataset
@@ -188,7 +188,7 @@ def _images(arguments: argparse.Namespace) -> CocoDataset:
 
 
 def _with_fields(records: list, pattern: str) -> list:
-    """Return images with the named groups that a regular expression finds in their file names as fields."""
+    """Add the named groups that a regular expression matches in the file names as fields of the images."""
     import dataclasses
     import re
 

@@ -13,7 +13,7 @@ DESCRIPTION = (
     "fields; a CSV lists the changes. Repairing the result again changes nothing."
 )
 
-# `detseg prepare --repair` takes the same words.
+# `detseg prepare --repair` accepts the same rules.
 RULES_HELP = """rules with their defaults: holes=free (fill holes without another object inside; all, off), spurs=8
 (trim spurs up to this many pixels), fragments=keep (split, largest, off), except pieces further away than far=1.0
 times the longer side of the largest piece, which are split off, and specks under speck_area=10 pixels or
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Repair the file and print a table of what was found."""
+    """Repair the file and print a table of the changes."""
     from detseg.curation.repair.coco_file import default_changes_csv, repair_coco
     from detseg.curation.repair.rules import RepairRules, changes_table
     from detseg.errors import count_problems, list_problems

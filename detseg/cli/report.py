@@ -1,4 +1,4 @@
-"""`detseg report`: what a training did, or several beside each other, as one HTML file."""
+"""`detseg report`: describe a training, or compare several, in one HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`detseg run_study`: many trainings and what is made of them, as stages that resume after any interruption."""
+"""`detseg run_study`: many trainings and the steps after them, as stages that resume after any interruption."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _same_command(arguments: argparse.Namespace) -> str:
 
 
 def _described(plan: Plan, chosen: list[str], workers: int) -> str:
-    """Every stage that is meant with its state and the time that it takes, and all of it."""
+    """Return a table of the chosen stages with state and expected time, and the totals."""
     from detseg.files.table import text_table
     from detseg.study.plan import DONE
     from detseg.study.results import in_words

@@ -1,4 +1,4 @@
-"""`detseg split`: a COCO file to folds or parts without leaks."""
+"""`detseg split`: split a COCO file into folds or parts without leakage."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Split, or check, and print a report."""
+    """Split or check, and print a report."""
     from detseg.curation.leaks import check_split
     from detseg.curation.split_coco import SplitOptions, split_coco
     from detseg.errors import DataError

@@ -1,4 +1,4 @@
-"""`detseg sweep`: run a sweep file of W&B without a server."""
+"""`detseg sweep`: run a W&B sweep file without a server."""
 
 from __future__ import annotations
 

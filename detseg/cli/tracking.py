@@ -1,4 +1,4 @@
-"""`--track`: a command as a run of W&B, in the group of the run whose files it reads."""
+"""`--track`: log a command as a W&B run, in the group of the run whose files it reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
 
 
 def tracked(job_type: str) -> Callable[[Callable[..., int | None]], Callable[[argparse.Namespace], int | None]]:
-    """Make the `run` of a command one that gets a CommandRun too, and ends it however the command ends."""
+    """Decorate the `run` of a command: pass it a CommandRun as well, and end that however the command ends."""
 
     def decorate(run: Callable[..., int | None]) -> Callable[[argparse.Namespace], int | None]:
         @functools.wraps(run)
@@ -60,5 +60,5 @@ def tracked(job_type: str) -> Callable[[Callable[..., int | None]], Callable[[ar
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What W&B shows as the configuration of a command: its options."""
+    """Return the command's options, as W&B shows them."""
     return {name: value for name, value in vars(arguments).items() if name not in _OPTIONS}

@@ -1,4 +1,4 @@
-"""The train_net command: train a model, or evaluate one."""
+"""`detseg train_net`: train a model, or evaluate one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train or evaluate; print the scores and where everything is."""
+    """Train or evaluate; print the scores and the output files."""
     if arguments.num_gpus != 1:
         return _launch(arguments)
     choose_threads(arguments.num_threads)
@@ -104,7 +104,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _launched(arguments: argparse.Namespace) -> None:
-    """One of the processes of --num-gpus: the command, and the end of the process."""
+    """Run the command in one of the processes of --num-gpus, and exit."""
     from detseg.cli.main import leave, run_parsed
 
     leave(run_parsed(sys.modules[__name__], arguments))
@@ -123,7 +123,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
         raise ConfigError("--fold trains; to evaluate a fold's run again: --eval-only OUTPUT_DIR FOLDER/fold0")
     to_continue: list[str] = []
     is_new = arguments.fold is not None or arguments.overwrite
-    is_continued = not is_new and processes.from_main(lambda: is_given_again(cfg))  # by the agent of a sweep
+    is_continued = not is_new and processes.from_main(lambda: is_given_again(cfg))  # restarted by a sweep agent
     start = Start(
         processes,
         resume=arguments.resume or is_continued,
@@ -147,7 +147,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
         if processes.is_main:
             print(interrupted)
         return 128 + interrupted.signal
-    finally:  # the last line, also where a second Ctrl-C stopped at once
+    finally:  # the last line of output, even if a second Ctrl-C stopped at once
         for command in to_continue:
             print(f"to continue: {command}")
     return 0
@@ -171,7 +171,7 @@ def _given_config(arguments: argparse.Namespace) -> Config:
 
 
 def resume_command(run: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
-    """The words that continue this run. Its settings are in its folder; folds to come need those of this command."""
+    """Return the command that continues this run. Its settings are in its folder; further folds need the options."""
     start = program("train_net")
     if processes.count > 1 and "DETSEG_LAUNCHED" in os.environ:
         start += ["--num-gpus", f"{processes.count}"]
@@ -205,7 +205,7 @@ def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def _print_next(folder: Path) -> None:
-    """What was trained can predict, here the images that it is known by; any others go in their place."""
+    """Print how to predict with the trained model, with the known images as an example."""
     from detseg.coco.catalog import resolve_dataset, set_names
     from detseg.config import load_config
     from detseg.runs.run_folder import read_record
@@ -214,7 +214,7 @@ def _print_next(folder: Path) -> None:
         cfg = load_config(folder / "config.yaml")
         sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         data, name = resolve_dataset(sets[0]), set_names(sets)[0]
-    except DetsegError:  # code of MODEL.IMPORTS, or data that were moved since
+    except DetsegError:  # MODEL.IMPORTS, or data that were moved since
         print_next(then=_to_sync(read_record(folder)))
         return
     root = cfg.DATASETS.IMAGE_ROOT or data.image_root
@@ -229,7 +229,7 @@ def _print_next(folder: Path) -> None:
 
 
 def _to_sync(*records: dict[str, Any] | None) -> list[str]:
-    """The command that sends what W&B has in its files only; nothing where there is nothing to send."""
+    """Return the commands that upload offline W&B runs, if there are any."""
     folders = [own for record in records if (own := ((record or {}).get("wandb") or {}).get("to_sync"))]
     return [shlex.join(["wandb", "sync", *folders])] if folders else []
 

@@ -1,4 +1,4 @@
-"""`detseg tune_thresholds`: choose the settings of a postprocess, and of a fusion, on out-of-fold predictions."""
+"""`detseg tune_thresholds`: choose postprocess settings, and those of a fusion, on out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, infos: 
 def _track_result(
     tracking: CommandRun, result: TuningResult, coordinates: Sequence[Coordinate], outputs: Mapping[str, Path]
 ) -> None:
-    """Log the scores before and after, the settings, and the files."""
+    """Log scores before and after, settings and files."""
     from detseg.runs.artifacts import THRESHOLDS
     from detseg.runs.tracker import CROSS_FITTED, IN_SAMPLE, TUNING, Table
 
@@ -194,7 +194,7 @@ def _track_result(
 
 
 def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], outputs: Mapping[str, Path]) -> None:
-    """The settings are for the predictions of other images, by the same models or the same fusion."""
+    """Print how to use the settings: on predictions of other images, by the same models or fusion."""
     tuned = ["--postprocess", arguments.output]
     result = beside(Path(arguments.output).with_suffix(""), "_predictions.json.gz")
     models = [info["info"].get("given") or {} for info in infos]
@@ -211,7 +211,7 @@ def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], 
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Return the files to write, by kind; refuse to replace any without --overwrite."""
+    """Return the output files by kind; raise if any exists, unless --overwrite."""
     from detseg.errors import ConfigError
 
     output = Path(arguments.output)
@@ -251,7 +251,7 @@ def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:
 
 
 def _note(infos: Sequence[dict[str, Any]], idle: Sequence[str], active: Sequence[str]) -> None:
-    """Warn of what makes a tuning useless or limits it."""
+    """Warn of what makes tuning useless or limits it."""
     from detseg.errors import DataError
 
     for about in infos:
@@ -294,7 +294,7 @@ def _coordinates(
 def _searches(
     arguments: argparse.Namespace, trials: Trials, start: State, coordinates: Sequence[Coordinate]
 ) -> tuple[Any, Any]:
-    """Return how the settings before and after are found on some images."""
+    """Return two functions that find the settings before and after tuning, given some images."""
     from detseg.tuning.space import make_coordinates
     from detseg.tuning.tuning import coordinate_search, optuna_search
 
@@ -319,7 +319,7 @@ def _tune_member(
     coordinates: Sequence[Coordinate],
     folds: Sequence[Any],
 ) -> TuningResult:
-    """Tune one member of a fusion alone, as the fusion is tuned."""
+    """Tune one member of a fusion alone, in the same way as the fusion."""
     from detseg.tuning.space import FUSION, make_coordinates
     from detseg.tuning.tuning import tune
 
@@ -330,7 +330,7 @@ def _tune_member(
 
 
 def _score_of_file(trials: Trials, state: State) -> float | None:
-    """Return what evaluate says of the predictions after the settings."""
+    """Return the score that `evaluate` gives the predictions with these settings."""
     from detseg.evaluation.evaluate import evaluate
 
     metrics = evaluate(trials.truth, trials.processed(state), coco=trials.is_coco)
@@ -345,7 +345,7 @@ def _write_states(outputs: dict[str, Path], state: State, comment: str) -> None:
 
 
 def _write_cross_fitted(path: Path, trials: Trials, result: TuningResult, folds: Sequence[str]) -> None:
-    """Write what is left of every image's predictions after the settings that were chosen without its fold."""
+    """Write the predictions of each image after the settings that were chosen without its fold."""
     import dataclasses
 
     from detseg.coco.predictions_file import write_predictions
@@ -362,7 +362,7 @@ def _write_cross_fitted(path: Path, trials: Trials, result: TuningResult, folds:
 
 
 def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate], folds: str) -> str:
-    """Return the tables of scores and of settings."""
+    """Return the tables of scores and settings."""
     rows = [("", f"{metric} before", "after", "gain", "95 % of bootstrap")]
     for title, comparison in (("on the same images", result.in_sample), ("cross-fitted", result.cross_fitted)):
         if comparison is None:
@@ -381,7 +381,7 @@ def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate]
 
 
 def _report_of_members(metric: str, result: TuningResult, against: AgainstMembers) -> str:
-    """Return the table of the members alone beside the fusion."""
+    """Return a table that compares each member alone with the fusion."""
     rows = [("each member alone, tuned alike", f"{metric} on the same images", "cross-fitted", "the fusion's gain")]
     for name, alone in [*against.alone.items(), ("the fusion", result)]:
         crossed = None if alone.cross_fitted is None else alone.cross_fitted.after.value

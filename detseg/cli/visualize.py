@@ -124,7 +124,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
 
 
 def _print_next(arguments: argparse.Namespace) -> None:
-    """The numbers in the pictures are those of a table of the objects."""
+    """Suggest a table of the objects, whose numbers are those in the pictures."""
     words = [
         "--input",
         arguments.predictions,
@@ -139,7 +139,7 @@ def _print_next(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not make a picture."""
+    """Refuse contradictory or insufficient options."""
     from detseg.errors import refuse
 
     threshold = arguments.score_threshold
@@ -158,7 +158,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _object_ap(overlay: Overlay, truth: CocoDataset | None) -> str:
-    """Return the image's own score, for the line below the picture; "" where there is none."""
+    """Return the image's own score for the line below the picture; "" if there is none."""
     from detseg.evaluation.ground_truth import ImageTruth
     from detseg.evaluation.object_ap import count_objects, summarize_objects
 
@@ -167,7 +167,7 @@ def _object_ap(overlay: Overlay, truth: CocoDataset | None) -> str:
         return ""
     record = truth.images[overlay.truth]
     if (record.height, record.width) != (found.height, found.width):
-        return ""  # refused where it is drawn
+        return ""  # drawing will report the error
     image = ImageTruth(found.image_id, found.file_name, found.height, found.width, *truth.annotations(overlay.truth))
     scores = summarize_objects([count_objects(image, found, 0)])
     return f"object AP {scores['object_ap']:.2f}, AP50 {scores['object_ap50']:.2f}"
