@@ -1,7 +1,8 @@
-"""Arithmetic of numbers and lists in configuration files: `!!python/object/apply:eval ["..."]` without running code.
+"""Arithmetic on numbers and lists in configuration files: `!!python/object/apply:eval ["..."]` without running code.
 
-Detectron2's files of RetinaNet say their anchors so, `[[x, x * 2**(1.0/3)] for x in [32, 64]]`, and Detectron2 runs
-whatever stands there. Here an expression may have numbers, lists and tuples, + - * / // % **, comprehensions without
+Detectron2's RetinaNet files write their anchors in this way, `[[x, x * 2**(1.0/3)] for x in [32, 64]]`, and Detectron2
+evaluates any expression. Here an expression may contain numbers, lists and tuples, + - * / // % **, comprehensions
+without conditions, and calls of int, float, round, min, max and range; time and memory are bounded.
 conditions, and calls of int, float, round, min, max and range; time and memory are bounded.
 """
 
@@ -29,10 +30,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {"int": int, "float": float, "round"
 
 
 def evaluate(text: str) -> Any:
-    """Return the number or (nested) list that an expression stands for.
+    """Return the number or (nested) list that an expression evaluates to.
 
     Raises:
-        ValueError: anything else than the module says, or no value (a division by zero, a number too large).
+        ValueError: an expression that the module does not allow, or that has no value (division by zero, overflow).
     """
     if len(text) > _LONGEST:
         raise ValueError(f"an expression of {len(text)} characters, the limit is {_LONGEST}")
@@ -58,7 +59,7 @@ class _Evaluator:
         if isinstance(node, ast.BinOp):
             left, right = (self.number(self.value(side, names)) for side in (node.left, node.right))
             if isinstance(node.op, ast.Pow):
-                self.number(float(left) ** right)  # a float overflows at once, where an integer would grow for ever
+                self.number(float(left) ** right)  # a float overflows at once; an integer would grow without limit
                 return self.number(left**right)
             if type(node.op) in _OPERATORS:
                 return self.number(_OPERATORS[type(node.op)](left, right))

@@ -1,4 +1,4 @@
-"""Keys and values from the words of a command line, in all forms in which W&B's agents write them too."""
+"""Parse configuration keys and values on the command line, including all forms that W&B's agents write."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from detseg.config.yaml_file import IMPORTS_KEY
 from detseg.errors import ConfigError
 
 COMMAND_LINE = "command line"
-# What an agent writes the values of ${args_json_file} to.
+# The file to which an agent writes the values of ${args_json_file}.
 _AGENT_FILE = re.compile(r"(^|[/\\])sweep-[^/\\]+[/\\]config-[^/\\]+\.json$")
 _LARGEST_FILE = 1_000_000  # bytes
 
 
 def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[Setting]:
-    """Read keys and values from the command line's words.
+    """Parse keys and values from command-line arguments.
 
-    `KEY VALUE`, `KEY=VALUE` and `--KEY=VALUE`; and what W&B makes of the macros of a sweep's command: `+KEY=VALUE`,
-    `--KEY` for a switch that is on (${args_no_boolean_flags}), one word of JSON or a file of it (${args_json},
-    ${args_json_file}), and `SECTION={'KEY': VALUE}` for parameters in parameters. None is an empty text or list for
-    keys that take one, and a whole float (400.0) an integer for those that take integers.
+    Accepts `KEY VALUE`, `KEY=VALUE` and `--KEY=VALUE`, and the expanded macros of a W&B sweep's command: `+KEY=VALUE`,
+    `--KEY` for a boolean that is True (${args_no_boolean_flags}), a JSON argument or the path of a JSON file
+    (${args_json}, ${args_json_file}), and `SECTION={'KEY': VALUE}` for nested parameters. None means an empty text or
+    list for keys of these types, and an integral float (400.0) an integer for integer keys.
 
     Raises:
         ConfigError: a key without a value, or an unknown key.
@@ -56,14 +56,14 @@ def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[S
 
 
 def as_words(settings: Mapping[str, Any]) -> list[str]:
-    """Return keys with their values as words of a command line, which `parse_overrides` reads."""
+    """Return keys and values as command-line arguments for `parse_overrides`."""
     return [word for key, value in settings.items() for word in (key, str(value))]
 
 
 def agent_values(word: str) -> dict[str, Any] | None:
-    """The values that a word holds as JSON, or names as an agent's file of JSON; None for any other word.
+    """Return the values in a JSON argument, or in an agent's JSON file that it names; None for any other argument.
 
-    Raises ConfigError where the file cannot be read.
+    Raises ConfigError if the file cannot be read.
     """
     text = word
     if _AGENT_FILE.search(word):
@@ -81,7 +81,7 @@ def agent_values(word: str) -> dict[str, Any] | None:
 
 def _check_key(key: str, known: Schema, has_value: Any) -> None:
     if key in known.sections and has_value:
-        return  # judged with its value
+        return  # checked together with its value
     if key.lower().endswith((".yaml", ".yml")):
         raise ConfigError(f"{COMMAND_LINE}: {key} is not a key; to name a configuration, use --config {key}")
     if key not in known.kinds:
@@ -95,7 +95,7 @@ def _is_bool(word: Any) -> bool:
 
 
 def _flat(mapping: Mapping[str, Any], known: Schema, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values, sections taken apart."""
+    """Yield dotted keys with their values, descending into sections."""
     for name, value in mapping.items():
         key = f"{prefix}{name}"
         if key in known.sections:
@@ -115,7 +115,7 @@ def _flat(mapping: Mapping[str, Any], known: Schema, prefix: str = "") -> Iterat
 
 
 def whole_numbers(value: Any, otherwise: Any) -> Any:
-    """Whole floats, and lists of them, as integers: sweeps send 400.0 for 400. What is anything else: `otherwise`."""
+    """Convert integral floats, and lists of them, to integers, since sweeps send 400.0 for 400; else `otherwise`."""
     if isinstance(value, (list, tuple)):
         return [whole_numbers(element, element) for element in value]
     return int(value) if isinstance(value, float) and value.is_integer() else otherwise

@@ -1,4 +1,4 @@
-"""detseg's own keys of data: INPUT, DATASETS, DATALOADER."""
+"""detseg's own data keys: INPUT, DATASETS, DATALOADER."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Detectron2's configuration keys and their default values, as facts (its main branch of June 2026).
+"""Detectron2's configuration keys with their default values (from its main branch of June 2026).
 
-detseg reads the same keys. Where its own default differs, ``differences.py`` says so and why; keys that Detectron2 does
+detseg reads the same keys. Different defaults are listed in ``schema.py`` with their reasons; keys that Detectron2 does
 not have are in ``keys.py``. Lists stand for Detectron2's tuples and lists alike. Read them through
-``schema.default_values``, which copies: nothing here may be changed.
+``schema.default_values``, which copies: nothing here may be modified.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
     "GLOBAL": {"HACK": 1.0},
 }
 
-# Parts that only Detectron2 has, by the beginnings of their keys. Each is switched on by a key elsewhere (KEYPOINT_ON,
-# META_ARCHITECTURE, ...), and that one is refused where the part is not there; the keys of the part then do not matter.
+# Prefixes of the keys of parts that only Detectron2 has. Each part is enabled by another key (KEYPOINT_ON,
+# META_ARCHITECTURE, ...), which is refused by an engine without the part; the part's own keys then have no effect.
 SWITCHED_PARTS = (
     "MODEL.ROI_KEYPOINT_HEAD.",
     "MODEL.RETINANET.",

@@ -1,6 +1,6 @@
-"""Keys that forks of Detectron2 add to its configuration, with the values at which they change nothing.
+"""Keys that forks of Detectron2 add to its configuration, with the values that leave Detectron2's behaviour unchanged.
 
-Files that a fork wrote or dumped hold them all, and most describe networks that Detectron2 itself has.
+Files written or dumped by a fork contain all of its keys, although most describe networks that Detectron2 itself has.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from typing import Any
 
 _RESNEST, _ADELAIDET, _CENTERMASK = "ResNeSt", "AdelaiDet", "CenterMask2"
 
-# Behind an unknown key of a file: what a fork or project adds is known with its code.
+# Appended to messages about unknown keys in files.
 ADDED_BY_FORKS = "; what a fork or project adds to Detectron2 is known where MODEL.IMPORTS names its code"
 
-# key -> (where it comes from, the value at which it changes nothing)
+# key -> (its fork, the value without effect)
 FORK_KEYS: dict[str, tuple[str, Any]] = {
     "MODEL.RESNETS.BOTTLENECK_WIDTH": (_RESNEST, 64),
     "MODEL.RESNETS.DEFORM_INTERVAL": (_ADELAIDET, 1),
@@ -26,7 +26,7 @@ FORK_KEYS: dict[str, tuple[str, Any]] = {
 
 
 def changes_nothing(key: str, value: Any) -> bool:
-    """Whether this is a fork's key at the value that leaves Detectron2 as it is."""
+    """Whether this is a fork's key with the value that has no effect."""
     if key not in FORK_KEYS:
         return False
     neutral = FORK_KEYS[key][1]
@@ -34,7 +34,7 @@ def changes_nothing(key: str, value: Any) -> bool:
 
 
 def fork_key_message(key: str, shown: str) -> str:
-    """Say that a key is a fork's; `shown`: its value."""
+    """Return the message on a fork's key; `shown`: its value as text."""
     fork, neutral = FORK_KEYS[key]
     return (
         f"{key} = {shown} is a key of {fork}, a fork of Detectron2, which is not known here; only {neutral!r}, at "

@@ -1,4 +1,4 @@
-"""What is said of a configuration key of detseg's own."""
+"""Declaration of a configuration key of detseg's own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from detseg.config.kinds import Kind
 
 @dataclass(frozen=True)
 class Key:
-    """default: the value where no file sets it. explanation: what the key does, with units and legal values. kind: the
-    type of the value; None reads it off the default.
+    """default: the value if no file sets it. explanation: what the key does, with units and valid values. kind: the
+    type of the value; None derives it from the default.
     """
 
     default: Any

@@ -1,6 +1,7 @@
-"""detseg's own configuration keys: everything that Detectron2 does not have, with default and explanation.
+"""detseg's own configuration keys: all that Detectron2 does not have, with default and explanation.
 
-`docs/configuration.md` is made from this list. A key whose default does not tell its type (an empty list) declares it.
+`docs/configuration.md` is generated from this list. A key whose default does not determine its type (an empty list)
+declares it.
 """
 
 from __future__ import annotations

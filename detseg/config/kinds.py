@@ -1,8 +1,8 @@
-"""What type of value a configuration key takes, and how a given value is brought to it.
+"""The types of configuration values, and the conversion of given values to them.
 
 A kind is a scalar type and the allowed depths of lists around it. Values follow yacs, as Detectron2's users know it:
-text is literal-evaluated (``"(60000, 80000)"``, ``1e-3``), tuples and lists are the same, an integer is taken where a
-float is expected; nothing else is converted.
+text is literal-evaluated (``"(60000, 80000)"``, ``1e-3``), tuples and lists are equivalent, an integer is accepted for
+a float; nothing else is converted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-_LARGEST_INTEGER = 2**63 - 1  # what a checkpoint's tensors and other programs can hold
-_LARGEST_EXACT = 2**53  # up to here every whole number is a float of its own
+_LARGEST_INTEGER = 2**63 - 1  # fits into a checkpoint's tensors and other programs
+_LARGEST_EXACT = 2**53  # up to here every integer is exactly representable as a float
 _LONGEST_LITERAL = 100_000  # characters; a longer text is not evaluated
 _SCALAR_NAMES = {
     "bool": ("True or False", "booleans"),
@@ -28,7 +28,7 @@ _SCALAR_NAMES = {
     "any": ("anything", "anything"),
     "plain": ("plain values", "entries"),
 }
-_DEEPEST_PLAIN = 40  # lists and sections in one another
+_DEEPEST_PLAIN = 40  # nesting of lists and sections
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -36,7 +36,7 @@ _short.maxlevel = 3
 
 
 class WrongKindError(ValueError):
-    """A value does not fit its key; the message is only the part `got ..., expected ...`."""
+    """A value does not fit its key; the message has the form `got ..., expected ...`."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Kind:
     """The type of a key's value.
 
     Attributes:
-        scalar: "bool", "int", "float", "number" (a float that stays an integer where it is one), "str", "any", or
-            "plain" for what YAML has, sections and lists of any depth included; text in it is not evaluated.
+        scalar: "bool", "int", "float", "number" (a float that stays an integer if given as one), "str", "any", or
+            "plain" for any YAML value, including sections and nested lists; its text is not evaluated.
         depths: allowed nesting of lists around the scalar: (0,) a scalar, (1,) a list, (1, 2) a list or list of lists.
-        optional: whether None is legal.
+        optional: whether None is valid.
     """
 
     scalar: str
@@ -55,7 +55,7 @@ class Kind:
     optional: bool = False
 
     def describe(self) -> str:
-        """Say in words what is expected, for messages and documentation."""
+        """Describe the expected value, for messages and documentation."""
         one, many = _SCALAR_NAMES[self.scalar]
         names = {0: one, 1: f"a list of {many}", 2: f"a list of lists of {many}"}
         words = " or ".join(names[depth] for depth in self.depths)
@@ -63,7 +63,7 @@ class Kind:
 
 
 def kind_of_default(default: Any) -> Kind:
-    """Read the kind off a default value. Raises ValueError where it cannot be told (None, an empty list)."""
+    """Derive the kind from a default value. Raises ValueError if that is impossible (None, an empty list)."""
     depth, value = 0, default
     while isinstance(value, (list, tuple)) and value:
         depth, value = depth + 1, value[0]
@@ -74,12 +74,12 @@ def kind_of_default(default: Any) -> Kind:
 
 
 def shorten(value: Any) -> str:
-    """repr of a value, cut where long or deep: configurations may come from anywhere."""
+    """Return the repr of a value, shortened if long or deeply nested, since configurations may be untrusted."""
     return _short.repr(value)
 
 
 def coerce(kind: Kind, value: Any, *, decode: bool) -> Any:
-    """Bring `value` to `kind`; sequences become new lists.
+    """Convert `value` to `kind`; sequences become new lists.
 
     Args:
         decode: literal-evaluate text, for values from YAML and the command line.
@@ -95,7 +95,7 @@ def coerce(kind: Kind, value: Any, *, decode: bool) -> Any:
 
 
 def literal(text: str) -> Any:
-    """The Python literal that `text` spells, or `text` itself where it spells none."""
+    """Evaluate a text as a Python literal, or return it unchanged if it is none."""
     if len(text) > _LONGEST_LITERAL:
         return text
     try:
@@ -107,9 +107,9 @@ def literal(text: str) -> Any:
 
 
 def list_of_words(kind: Kind, text: str) -> Any:
-    """What a word of the command line means to a key that takes a list of names, whose quotes the shell has removed.
+    """Parse a command-line argument for a key that takes a list of names, whose quotes the shell has removed.
 
-    `[a, b]` is a list and `a` a list of one; anything else, and text for other keys, is returned as it is.
+    `[a, b]` is a list and `a` a list of one; anything else, and text for other keys, is returned unchanged.
     """
     if kind.depths != (1,) or kind.scalar not in ("str", "any") or isinstance(literal(text), (list, tuple, type(None))):
         return text
@@ -129,7 +129,7 @@ def _decode_text(kind: Kind, text: str) -> Any:
         lowered = value.strip().lower()
         if kind.scalar == "bool" and lowered in ("true", "false"):
             return lowered == "true"
-        if lowered[:1] == "[" and kind.scalar not in ("str", "any"):  # a list of JSON, whose true is not Python's
+        if lowered[:1] == "[" and kind.scalar not in ("str", "any"):  # a JSON list, in which true is not Python's True
             with suppress(ValueError, RecursionError):
                 return json.loads(lowered)
         if kind.optional and lowered in ("none", "null"):
@@ -157,7 +157,7 @@ def _convert(kind: Kind, value: Any, *, depth: int, decode: bool) -> Any:
 
 
 def _plain(kind: Kind, value: Any, depth: int = 0) -> Any:
-    """A copy of nested plain values, tuples as lists, with text as names of sections."""
+    """Copy nested plain values, with tuples as lists and section names as text."""
     if depth > _DEEPEST_PLAIN:
         raise WrongKindError(f"nested more than {_DEEPEST_PLAIN} levels deep")
     if isinstance(value, dict):
@@ -178,7 +178,7 @@ def _convert_scalar(kind: Kind, value: Any) -> Any:
         value = float(value) if fits and scalar == "float" else value
     elif isinstance(value, float):
         fits = scalar in ("float", "number", "any") and math.isfinite(value)
-        # 32 and 32.0 are one setting: one spelling keeps the hash the same
+        # 32 and 32.0 are the same setting and must have the same hash
         is_whole = fits and value.is_integer() and abs(value) <= _LARGEST_EXACT
         value = int(value) if scalar == "number" and is_whole else value
     elif isinstance(value, str):

@@ -1,4 +1,4 @@
-"""From files and command-line words to one checked, frozen Config; and back to text."""
+"""Load configurations from files and command-line arguments to a validated, frozen Config; and dump them as text."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ from detseg.errors import ConfigError, all_problems
 
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
 Imports = Callable[[Sequence[str]], Mapping[str, Any]]
-"""From the names in MODEL.IMPORTS to the keys that they add, with their defaults, by dotted name."""
+"""Imports the code named in MODEL.IMPORTS and returns the keys that it adds, with their defaults, by dotted name."""
 
-# where a run is written, and which engine computes it, does not change what it computes
+# The output folder and the engine do not change what a run computes.
 _NOT_HASHED = ("OUTPUT_DIR", "MODEL.ENGINE")
 
 
 def get_default_config() -> Config:
-    """All keys at detseg's defaults, not frozen."""
+    """Return a configuration with detseg's defaults for all keys, not frozen."""
     return Config.from_flat(schema().default_values())
 
 
 def load_config(
     path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = (), *, imports: Imports | None = None
 ) -> Config:
-    """Load a YAML file over the files that its `_BASE_` names, then apply overrides.
+    """Load a YAML file, based on the files that its `_BASE_` names, then apply overrides.
 
     Args:
-        path: the YAML file; None starts from the defaults. It, and what `_BASE_` names, may be one of detseg's own
-            from any folder (`dsb2018/mask_rcnn_small_FPN.yaml`, `configs/dsb2018/...`), where there is no such file.
-        overrides: words of the command line, in every form that `parse_overrides` knows, in any mix.
-        imports: how MODEL.IMPORTS is honoured: `detseg.engines.validation.run_imports`, which runs the code that it
-            names, for a file that the user named on the command line; None, for all other files, refuses it.
+        path: the YAML file; None starts from the defaults. For it and for `_BASE_`, names of detseg's own files are
+            also accepted from any working directory (`dsb2018/mask_rcnn_small_FPN.yaml`, `configs/dsb2018/...`), if no
+            such file exists there.
+        overrides: command-line arguments, in any mix of the forms of `parse_overrides`.
+        imports: handles MODEL.IMPORTS: `detseg.engines.validation.run_imports`, which runs the named code, for files
+            that the user gave on the command line; None, for all other files, refuses it.
 
     Returns:
-        The frozen configuration, of known keys and right types. Which values are legal is judged by those who train
-        and predict with it: `detseg.engine.validation`, `detseg.inference.validation`.
+        The frozen configuration, with known keys and correct types. Values are validated by the parts that train and
+        predict with it: `detseg.engine.validation`, `detseg.inference.validation`.
 
     Raises:
-        ConfigError: a file that is missing or not plain YAML, a `_BASE_` cycle, unknown keys, wrong types; the message
-            names file and line.
+        ConfigError: a missing file, invalid or non-plain YAML, a `_BASE_` cycle, unknown keys, wrong types; the message
+            gives file and line.
     """
     source = None if path is None else path_or_own(path)
     named = [] if source is None else _collect(source, known=None, chain=(), count=[0])
@@ -62,12 +63,12 @@ def load_config(
 
 
 def load_flat_config(mapping: Mapping[str, Any], *, imports: Imports | None = None) -> Config:
-    """A frozen Config from resolved values by dotted key, as checkpoints and run folders hold them.
+    """Return a frozen Config from resolved values by dotted key, as stored in checkpoints and run folders.
 
-    Keys that are left out keep their defaults; types are checked, text is not evaluated, combinations are not judged.
+    Missing keys have their defaults; types are checked, text is not evaluated, combinations are not validated.
 
     Args:
-        imports: as for `load_config`; a checkpoint must not name code to run.
+        imports: see `load_config`; a checkpoint must not name code to run.
 
     Raises:
         ConfigError: an unknown key or a wrong type.
@@ -86,10 +87,10 @@ def load_flat_config(mapping: Mapping[str, Any], *, imports: Imports | None = No
 
 
 def _known_keys(names: Any, origin: str, imports: Imports | None) -> Schema:
-    """The keys that there are with MODEL.IMPORTS as it stands.
+    """Return the known keys, including those of MODEL.IMPORTS.
 
     Raises:
-        ConfigError: it names code that must not run.
+        ConfigError: MODEL.IMPORTS names code that must not be run.
     """
     try:
         chosen = coerce(schema().kinds[IMPORTS_KEY], names, decode=True)
@@ -106,13 +107,13 @@ def _known_keys(names: Any, origin: str, imports: Imports | None) -> Schema:
 
 
 def dump_config(cfg: Config) -> str:
-    """All values as YAML text that `load_config` reads back to an equal configuration."""
+    """Return all values as YAML text, from which `load_config` loads an equal configuration."""
     tree = cfg.to_dict()
     return yaml.safe_dump(_quote_text(tree), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def config_hash(cfg: Config) -> str:
-    """16 hexadecimal digits that tell configurations apart, the same on every platform and for every order of keys.
+    """Return 16 hexadecimal digits that identify a configuration, independent of platform and order of keys.
 
     All keys count except OUTPUT_DIR and MODEL.ENGINE.
     """
@@ -122,10 +123,11 @@ def config_hash(cfg: Config) -> str:
 
 
 def config_name(path: str | os.PathLike[str] | None) -> str:
-    """The name of a configuration, for `runs/<config>`: configs/quickstart/mask_rcnn.yaml is quickstart_mask_rcnn.
+    """Return the name of a configuration for `runs/<config>`: quickstart_mask_rcnn for
+    configs/quickstart/mask_rcnn.yaml.
 
-    Folders below one called `configs` belong to the name, so that equal file names of two tasks stay apart; elsewhere
-    it is the file's name only. Without a file the name is "default".
+    Folders below one called `configs` are part of the name, so that files of the same name for different tasks are told
+    apart; elsewhere the name is that of the file. Without a file it is "default".
     """
     if path is None:
         return "default"
@@ -135,7 +137,7 @@ def config_name(path: str | os.PathLike[str] | None) -> str:
 
 
 def _collect(path: Path, known: Schema | None, chain: tuple[Path, ...], count: list[int]) -> list[Setting]:
-    """The settings of a file after those of the files it builds on; `chain` are the files that led here."""
+    """Return the settings of a file's bases, followed by its own; chain: the files that led to this one."""
     identity = Path(os.path.realpath(path))
     if identity in [Path(os.path.realpath(earlier)) for earlier in chain]:
         circle = " -> ".join(str(each) for each in (*chain, path))
@@ -172,7 +174,7 @@ def _apply(settings: Sequence[Setting], source: Path | None, known: Schema) -> C
 
 
 def _quote_text(value: Any) -> Any:
-    """Wrap text that loading would evaluate to something else into quotes of its own."""
+    """Quote text that loading would otherwise evaluate to something else."""
     if isinstance(value, dict):
         return {key: _quote_text(element) for key, element in value.items()}
     if isinstance(value, str) and _read_back(value) != value:
@@ -181,7 +183,7 @@ def _quote_text(value: Any) -> Any:
 
 
 def _read_back(text: str) -> str | None:
-    """What loading makes of text for a string key; None where it refuses it."""
+    """Return what loading makes of a text for a string key; None if it refuses it."""
     try:
         return coerce(Kind("str"), text, decode=True)
     except WrongKindError:

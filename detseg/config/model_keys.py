@@ -1,4 +1,4 @@
-"""detseg's own keys of models: MODEL."""
+"""detseg's own model keys: MODEL."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from detseg.errors import ConfigError
 
 @dataclass
 class _Store:
-    """What all nodes of one configuration share.
+    """Data shared by all nodes of one configuration.
 
     values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages.
     """
@@ -30,9 +30,9 @@ class _Store:
 class Config:
     """One configuration, or a section of it.
 
-    `cfg.MODEL.RPN.NMS_THRESH`, `cfg["MODEL"]["RPN"]` and `cfg["MODEL.RPN.NMS_THRESH"]` read; lists are handed out as
-    copies, so that reading never changes anything. Writing (`cfg.MODEL.DEVICE = "cpu"`, `cfg.set(...)`) checks the key
-    and the type and works until `freeze()`; a frozen configuration is changed in a `clone()`.
+    Values are read as `cfg.MODEL.RPN.NMS_THRESH`, `cfg["MODEL"]["RPN"]` or `cfg["MODEL.RPN.NMS_THRESH"]`; lists are
+    returned as copies, so that they can be modified safely. Writing (`cfg.MODEL.DEVICE = "cpu"`, `cfg.set(...)`) checks
+    key and type and is possible until `freeze()`; to change a frozen configuration, `clone()` it.
     """
 
     __slots__ = ("_prefix", "_store")
@@ -50,12 +50,12 @@ class Config:
         frozen: bool = False,
         known: Schema | None = None,
     ) -> Config:
-        """Wrap resolved values of every known key (dotted names); they are copied. Nothing is checked."""
+        """Create a configuration from resolved values of every known key (dotted names), which are copied unchecked."""
         return cls(_Store(copy.deepcopy(dict(values)), dict(origins or {}), source, frozen, known or schema()))
 
     @property
     def source(self) -> Path | None:
-        """The file that this configuration was loaded from; not part of equality, dump and hash."""
+        """The file from which this configuration was loaded; ignored in equality, dump and hash."""
         return self._store.source
 
     @property
@@ -65,7 +65,7 @@ class Config:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether writing is refused."""
+        """Whether the configuration is frozen."""
         return self._store.frozen
 
     def __getitem__(self, name: str) -> Any:
@@ -79,7 +79,7 @@ class Config:
         raise ConfigError(unknown_key_message(key, self._store.known))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copy and pickle ask for such names
+        if name.startswith("_"):  # looked up by copy and pickle
             raise AttributeError(name)
         try:
             return self[name]
@@ -105,7 +105,7 @@ class Config:
     def __eq__(self, other: object) -> bool:
         return self.flatten() == other.flatten() if isinstance(other, Config) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # compared by value and changeable; use config_hash
+    __hash__ = None  # type: ignore[assignment]  # mutable and compared by value; use config_hash
 
     def __repr__(self) -> str:
         return f"Config({self.to_dict()!r})"
@@ -116,10 +116,10 @@ class Config:
         return (_restore, (arguments, self._prefix, dict(store.known.extra)))
 
     def set(self, key: str, value: Any, origin: str = "set in Python") -> None:
-        """Set one key below this node, given by its dotted name.
+        """Set a key below this node, given by its dotted name.
 
         Args:
-            value: taken as it is, with no evaluation of text; an integer may stand for a float, a tuple for a list.
+            value: stored as it is, text is not evaluated; an integer is accepted for a float, a tuple for a list.
             origin: where the value comes from, for later messages.
 
         Raises:
@@ -138,33 +138,33 @@ class Config:
         self._store.origins[name] = origin
 
     def origin(self, key: str) -> str:
-        """Where a key was set ("file.yaml:12", "command line"), or "default"."""
+        """Return where a key was set ("file.yaml:12", "command line"), or "default"."""
         return self._store.origins.get(self._prefix + key, "default")
 
     def freeze(self) -> Config:
-        """Refuse all further changes, in every node of this configuration. Returns itself."""
+        """Refuse all further changes in all nodes of this configuration. Return itself."""
         self._store.frozen = True
         return self
 
     def clone(self) -> Config:
-        """A copy that shares nothing and is not frozen."""
+        """Return an independent copy that is not frozen."""
         store = self._store
         values, origins = copy.deepcopy(store.values), dict(store.origins)
         return Config(replace(store, values=values, origins=origins, frozen=False), self._prefix)
 
     def flatten(self) -> dict[str, Any]:
-        """All values below this node by dotted name (relative to it); a copy."""
+        """Return a copy of all values below this node by dotted name, relative to it."""
         start = len(self._prefix)
         values = self._store.values
         return copy.deepcopy({key[start:]: value for key, value in values.items() if key.startswith(self._prefix)})
 
     def to_dict(self) -> dict[str, Any]:
-        """All values below this node as nested dictionaries; a copy."""
+        """Return a copy of all values below this node as nested dictionaries."""
         return nested({tuple(key.split(".")): value for key, value in self.flatten().items()})
 
 
 def unknown_key_message(key: str, known: Schema | None = None) -> str:
-    """Say that a key is unknown and which known one is nearest."""
+    """Return a message for an unknown key, with the nearest known one."""
     known = known or schema()
     shown = key if len(key) <= 120 else key[:120] + "..."
     if key in known.sections:
@@ -179,7 +179,7 @@ def _restore(arguments: tuple[Any, ...], prefix: str, extra: dict[str, Any]) -> 
 
 
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Return values by path, the names from the outermost section on, as dictionaries in dictionaries."""
+    """Return values by path (section names from the outermost on) as nested dictionaries."""
     tree: dict[str, Any] = {}
     for (*sections, name), value in values.items():
         inner = tree

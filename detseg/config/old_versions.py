@@ -1,7 +1,7 @@
-"""Files of versions 0 and 1 of Detectron2's format, read as version 2: the keys that have other names there.
+"""Convert settings of versions 0 and 1 of Detectron2's configuration format, in which some keys have other names.
 
-As Detectron2 itself upgrades them (detectron2/config/compat.py): the version is what VERSION says, and of files without
-it 1 where one of the names in _TELLS_VERSION_1 is in them, else 2.
+Follows Detectron2's own upgrade (detectron2/config/compat.py): the version is that of the key VERSION; without it, 1 if
+one of the names in _TELLS_VERSION_1 occurs, else 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ANCHORS = {
     "ANCHOR_SIZES": "MODEL.ANCHOR_GENERATOR.SIZES",
     "ANCHOR_ASPECT_RATIOS": "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
 }
-# Of the anchors of both kinds of model only those of the configured one are taken; nothing reads the strides.
+# Anchor settings are taken over for the configured architecture only; nothing reads the strides.
 _OF_RPN = {f"MODEL.RPN.{old}": new for old, new in _ANCHORS.items()}
 _OF_RETINANET = {f"MODEL.RETINANET.{old}": new for old, new in _ANCHORS.items()}
 _UNREAD = "MODEL.RETINANET.ANCHOR_STRIDES"
@@ -56,7 +56,7 @@ OLD_SECTIONS = ("MODEL.RPN_HEAD",)
 
 @dataclass(frozen=True)
 class Setting:
-    """One key as a file sets it: dotted key, value as YAML gives it (not yet checked), and `file:line`."""
+    """One setting of a file: dotted key, value as in YAML (not yet checked), and `file:line`."""
 
     key: str
     value: Any
@@ -64,15 +64,15 @@ class Setting:
 
 
 def upgraded(settings: Sequence[Setting], source: str) -> list[Setting]:
-    """Return the settings of a configuration, of all its files in order, under the names of the latest version.
+    """Return the settings of a configuration, from all its files in order, with the names of the latest version.
 
     Raises:
-        ConfigError: a name that the version of the files does not have any more.
+        ConfigError: a name that no longer exists in the version of the files.
     """
     last = {setting.key: setting.value for setting in settings}
     version = last.get(VERSION_KEY, 1 if any(key in last for key in _TELLS_VERSION_1) else LATEST)
     if not isinstance(version, int) or not 0 <= version <= LATEST:
-        return list(settings)  # which is refused where values are judged
+        return list(settings)  # refused when values are validated
     retinanet = last.get("MODEL.META_ARCHITECTURE") == "RetinaNet"
     unread = {_UNREAD, *(_OF_RPN if retinanet else _OF_RETINANET)}
     current, renamed, problems = [], [], []

@@ -1,4 +1,4 @@
-"""Options: a part of detseg declares its configuration keys, with their legal values, as a frozen dataclass.
+"""Options: a part of detseg declares its configuration keys, with their valid values, as a frozen dataclass.
 
     @dataclass(frozen=True)
     class AnchorOptions(Options):
@@ -8,11 +8,11 @@
         offset: float = key("OFFSET", at_least=0, below=1)
 
         def check(self, problems: Problems) -> None:
-            ...  # what must hold between several values
+            ...  # conditions on combinations of values
 
-The declaration is the only place that knows the legal values: reading a configuration (`from_config`), validating it
-(`read`, which collects problems), the list of keys that a model honours and the tables of the documentation (`rules`)
-all follow from it. A part receives its options object and never sees the configuration.
+Only the declaration knows the valid values: reading a configuration (`from_config`), validating it (`read`, which
+collects problems), the list of keys that a model reads and the tables of the documentation (`rules`) all follow from
+it. A part receives its options object and never sees the configuration.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from detseg.config.kinds import shorten
 from detseg.config.node import Config
 from detseg.errors import ConfigError, all_problems
 
-# Collects what is wrong with a configuration, so that one message tells all of it.
+# Collects the problems of a configuration, so that one message reports all of them.
 
 
 class Problems:
     """The problems of one configuration, each with key, value and where the value was set.
 
-    engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
-    training: whether a training is to begin, which needs more than prediction with given weights. blames_native:
-    whether a problem is one of the native engine only. with_detectron2: tells the problems with that engine, so that it
-    is advised only where it helps.
+    engine: for which the configuration is validated; "native" refuses values that only Detectron2 implements. training:
+    whether the configuration is for training, which requires more than prediction with given weights. blames_native:
+    whether any problem exists only with the native engine. with_detectron2: returns the problems with that engine, so
+    that it is suggested only if it would help.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Problems:
         self.blames_native = False
 
     def add(self, key: str, expected: str) -> None:
-        """Note a problem of one key; `expected` says what it should be and what to do."""
+        """Add a problem with one key; `expected` says what is valid and what to do."""
         self.found.append(f"{key} = {shorten(self.cfg[key])} ({self.cfg.origin(key)}): {expected}")
 
     def add_choices(self, key: str, choices: Sequence[Any], *, elsewhere: bool = False) -> None:
-        """Note that the value, or one of a list, is none of `choices`; elsewhere: Detectron2 may implement it."""
+        """Add a problem if the value, or an element, is not in `choices`; elsewhere: Detectron2 may implement it."""
         names = ", ".join(repr(choice) for choice in choices) or "nothing here"
         many = "some of " if isinstance(self.cfg[key], list) else "one of " if len(choices) > 1 else ""
         self.add(key, f"expected {many}{names}{self.elsewhere() if elsewhere else ''}")
 
     def elsewhere(self) -> str:
-        """The advice to take the other engine; see `blames_native`."""
+        """Return the advice to use the other engine; see `blames_native`."""
         self.blames_native = True
         refused = self.with_detectron2()
         if refused:
@@ -74,7 +74,7 @@ class Problems:
         return "; for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:
-        """The value must be one of `choices`."""
+        """Check that the value is one of `choices`."""
         if self.cfg[key] not in choices:
             self.add(key, f"expected one of {', '.join(repr(choice) for choice in choices)}")
 
@@ -87,7 +87,7 @@ class Problems:
         above: float | None = None,
         below: float | None = None,
     ) -> None:
-        """The number, or every number of nested lists, must be >= `least`, > `above`, <= `most`, < `below`."""
+        """Check that the number, or every number in nested lists, is >= `least`, > `above`, <= `most`, < `below`."""
         value = self.cfg[key]
         fits = all(
             (least is None or number >= least)
@@ -106,7 +106,7 @@ class Problems:
             self.add(key, f"expected {each}{' and '.join(bounds)}")
 
     def pair(self, key: str, least: float, most: float, *, equal: bool = False) -> None:
-        """Two numbers within [least, most], the first smaller than the second (or equal, if `equal`)."""
+        """Check for two numbers within [least, most], the first smaller than the second (or equal, if `equal`)."""
         value = self.cfg[key]
         ordered = len(value) == 2 and (value[0] <= value[1] if equal else value[0] < value[1])
         if not ordered or value[0] < least or value[1] > most:
@@ -114,13 +114,13 @@ class Problems:
             self.add(key, f"expected two numbers from {least:g} to {most:g}, the first {relation} the second")
 
     def length(self, key: str, length: int) -> None:
-        """The list must have `length` elements."""
+        """Check that the list has `length` elements."""
         if len(self.cfg[key]) != length:
             self.add(key, f"expected {length} values, got {len(self.cfg[key])}")
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all problems, one per line."""
-        found = list(dict.fromkeys(self.found))  # two parts may read one key
+        found = list(dict.fromkeys(self.found))  # two parts may report the same key
         if found:
             raise ConfigError(all_problems(str(self.cfg.source or "the configuration"), found))
 
@@ -131,16 +131,16 @@ def _numbers(value: Any) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values of one key are legal.
+    """The valid values of one key.
 
     Attributes:
-        name: of the key, below the section of its options.
-        choices: the values, or the elements of a list, that the native engine implements.
+        name: of the key, relative to the section of its options.
+        choices: the values, or elements of a list, that the native engine implements.
         detectron2: further ones that only Detectron2 implements.
-        registry: whether the value is a name that Detectron2's registries judge where Detectron2 runs.
-        at_least, above, at_most, below: bounds of a number, or of every number of a list or list of lists.
+        registry: whether the value is a name that Detectron2, if it is the engine, checks against its registries.
+        at_least, above, at_most, below: bounds of a number, or of every number in a list or list of lists.
         length: of a list. not_empty: whether a list needs an element.
-        test: returns what was expected where a value is wrong in any other way, else None.
+        test: any other condition: returns what is expected if a value is invalid, else None.
     """
 
     name: str
@@ -156,10 +156,10 @@ class Rule:
     test: Callable[[Any], str | None] | None = None
 
     def check(self, problems: Problems, key: str) -> None:
-        """Note what is wrong with the value of `key`."""
+        """Add the problems with the value of `key`."""
         before = len(problems.found)
         value = problems.cfg[key]
-        if value is None:  # legal where the key's kind allows it
+        if value is None:  # valid if the key's kind allows it
             return
         if self.choices is not None:
             self._check_choice(problems, key, value)
@@ -168,7 +168,7 @@ class Rule:
         elif self.not_empty and not value:
             problems.add(key, "expected at least one value")
         problems.within(key, self.at_least, self.at_most, above=self.above, below=self.below)
-        # A test may rely on the rest: it is for what no other field says.
+        # The test may rely on the other conditions.
         if self.test is not None and len(problems.found) == before:
             expected = self.test(value)
             if expected is not None:
@@ -187,7 +187,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Options inside of options, read only where `when` says that the configuration uses the part."""
+    """Options nested in options, read only if `when` returns that the configuration uses the part."""
 
     options: type[Options]
     section: str | None
@@ -200,10 +200,10 @@ class _Part:
 def key(
     name: str, *, default: Any = dataclasses.MISSING, convert: Callable[[Any], Any] | None = None, **rule: Any
 ) -> Any:
-    """Declare a field that is read from a key of the section; `rule` are the fields of `Rule`.
+    """Declare a field that is read from a key of the section; `rule`: fields of `Rule`.
 
-    A name that begins with a top-level section (`INPUT.FORMAT`) stands for itself wherever the options' section is.
-    `default` is for options that are made without a configuration. `convert` makes the field of a legal value.
+    A name that begins with a top-level section (`INPUT.FORMAT`) is absolute. `default`: for options created without a
+    configuration. `convert`: converts a valid value to the field.
     """
     return dataclasses.field(default=default, metadata={"rule": Rule(name, **rule), "convert": convert})
 
@@ -215,16 +215,15 @@ def part(
     when: Callable[[Config], bool] | None = None,
     default: Any = dataclasses.MISSING,
 ) -> Any:
-    """Declare a field that holds further options, None where `when(cfg)` is False.
+    """Declare a field that holds further options, None if `when(cfg)` is False.
 
-    section: instead of the section of the options' class, for a class that serves several sections. default: as that of
-    `key`.
+    section: replaces the section of the options' class, for a class used for several sections. default: see `key`.
     """
     return dataclasses.field(default=default, metadata={"part": _Part(options, section, when)})
 
 
 class Options:
-    """Base of all options; subclasses are frozen dataclasses whose fields are made by `key` and `part`.
+    """Base class of all options; subclasses are frozen dataclasses with fields made by `key` and `part`.
 
     section: of the keys; options that were read for another section (`part(..., section=...)`) have that one.
     """
@@ -233,7 +232,7 @@ class Options:
 
     @classmethod
     def from_config(cls, cfg: Config, section: str | None = None) -> Self:
-        """Read the options; raises ConfigError with every problem, each with its key and where it was set."""
+        """Read the options; raise ConfigError with every problem, each with its key and origin."""
         problems = Problems(cfg)
         options = cls.read(problems, section)
         problems.raise_if_any()
@@ -242,7 +241,7 @@ class Options:
 
     @classmethod
     def read(cls, problems: Problems, section: str | None = None) -> Self | None:
-        """Read the options and note what is wrong with them; None where anything is."""
+        """Read the options and add their problems; return None if there are any."""
         section = cls.section if section is None else section
         before = len(problems.found)
         values: dict[str, Any] = {}
@@ -267,7 +266,7 @@ class Options:
 
     @classmethod
     def rules(cls, cfg: Config | None = None, section: str | None = None) -> dict[str, Rule]:
-        """Full key -> rule of all keys that these options read; with `cfg`, only of the parts that it uses."""
+        """Return full key -> rule of all keys that these options read; with `cfg`, only of the parts in use."""
         section = cls.section if section is None else section
         found: dict[str, Rule] = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -279,7 +278,7 @@ class Options:
         return found
 
     def check(self, problems: Problems) -> None:
-        """Note what is wrong between several values; called only when each of them is legal."""
+        """Add problems with combinations of values; called only if each value is valid."""
 
 
 _TOP_LEVEL = ("MODEL.", "INPUT.", "DATASETS.", "DATALOADER.", "SOLVER.", "TEST.", "TRACKING.")

@@ -1,6 +1,6 @@
-"""All known keys with their kinds and default values: Detectron2's, with our differences, and our own.
+"""All known keys with kinds and default values: Detectron2's, with detseg's differences, and detseg's own.
 
-A configuration may know more: those that MODEL.IMPORTS adds (`Schema.extended`).
+A configuration may have further keys: those that MODEL.IMPORTS adds (`Schema.extended`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from detseg.config.detectron2_defaults import DETECTRON2_DEFAULTS
 from detseg.config.keys import OWN_KEYS
 from detseg.config.kinds import Kind, WrongKindError, coerce, kind_of_default
 
-# <config> becomes the configuration's name, and each run takes the next free number below it.
+# <config> is replaced by the configuration's name; each run takes the next free number below it.
 DEFAULT_OUTPUT_DIR = "runs/<config>"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One key of Detectron2's whose default is another one here; docs/configuration.md lists them."""
+    """A key of Detectron2's with a different default in detseg; docs/configuration.md lists them."""
 
     name: str
     default: Any
@@ -61,10 +61,10 @@ DIFFERENCES: tuple[Difference, ...] = (
 )
 
 
-# Detectron2's keys whose default does not tell the type, or tells it too narrowly
+# Detectron2's keys whose default does not determine the type, or makes it too narrow.
 _DECLARED_KINDS = {
     "MODEL.FPN.IN_FEATURES": Kind("str", (1,)),
-    "MODEL.ANCHOR_GENERATOR.SIZES": Kind("number", (1, 2)),  # one list is used for every level
+    "MODEL.ANCHOR_GENERATOR.SIZES": Kind("number", (1, 2)),  # a single list applies to every level
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": Kind("float", (1, 2)),
     "MODEL.ANCHOR_GENERATOR.ANGLES": Kind("number", (1, 2)),
     "INPUT.CROP.SIZE": Kind("number", (1,)),  # fractions or pixels
@@ -80,15 +80,15 @@ _DECLARED_KINDS = {
 
 @functools.cache
 def detectron2_defaults() -> Mapping[str, Any]:
-    """Detectron2's own default of each of its keys, by dotted name. Read only."""
+    """Return Detectron2's default of each of its keys, by dotted name. Read only."""
     return MappingProxyType(dict(_flatten(DETECTRON2_DEFAULTS, "")))
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What one configuration knows: defaults and kinds by dotted name, the names of its sections.
+    """The keys known to one configuration: defaults and kinds by dotted name, and the section names.
 
-    extra: what MODEL.IMPORTS added to the keys that everybody knows, or changed of their defaults.
+    extra: keys that MODEL.IMPORTS added to the common ones, or defaults that it changed.
     """
 
     defaults: Mapping[str, Any]
@@ -97,11 +97,11 @@ class Schema:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def default_values(self) -> dict[str, Any]:
-        """The default of every key, by dotted name; a copy of its own for each caller."""
+        """Return a new copy of the default of every key, by dotted name."""
         return copy.deepcopy(dict(self.defaults))
 
     def extended(self, extra: Mapping[str, Any]) -> Schema:
-        """This schema with further keys, or other defaults, by dotted name."""
+        """Return this schema with further keys or changed defaults, by dotted name."""
         if not extra:
             return self
         kinds = {**self.kinds, **{name: _kind_of_import(extra[name]) for name in extra if name not in self.kinds}}
@@ -114,13 +114,13 @@ class Schema:
         )
 
     def nearest_key(self, name: str) -> str | None:
-        """The known key or section whose name is most like `name`, or None where none is."""
+        """Return the known key or section with the most similar name, or None."""
         wanted = name[:120].upper()
         known = [*self.defaults, *self.sections]
         close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
         if close:
             return close[0]
-        # the right last part below a wrong section: SOLVER.NMS_THRESH_TEST
+        # the right last part in a wrong section: SOLVER.NMS_THRESH_TEST
         last = wanted.rsplit(".", 1)[-1]
         by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(list(self.defaults))}
         close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
@@ -129,7 +129,7 @@ class Schema:
 
 @functools.cache
 def schema() -> Schema:
-    """The keys that every configuration knows."""
+    """Return the keys known to every configuration."""
     values = dict(detectron2_defaults())
     values.update((difference.name, difference.default) for difference in DIFFERENCES)
     values.update((name, key.default) for name, key in OWN_KEYS.items())
@@ -139,12 +139,12 @@ def schema() -> Schema:
 
 
 def kinds() -> Mapping[str, Kind]:
-    """The kind of every key of `schema()`, by dotted name. Read only."""
+    """Return the kind of every key of `schema()`, by dotted name. Read only."""
     return schema().kinds
 
 
 def default_values() -> dict[str, Any]:
-    """detseg's default of every key of `schema()`, by dotted name; a copy of its own for each caller."""
+    """Return a new copy of detseg's default of every key of `schema()`, by dotted name."""
     return schema().default_values()
 
 
@@ -153,7 +153,7 @@ def _sections_of(values: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _kind_of_import(default: Any) -> Kind:
-    """A default of MODEL.IMPORTS that does not tell its kind (None, an empty or mixed list) takes anything."""
+    """Return the kind of an imported key; any value if the default does not determine it (None, empty, mixed)."""
     try:
         kind = kind_of_default(default)
         coerce(kind, default, decode=False)

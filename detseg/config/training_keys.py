@@ -1,4 +1,4 @@
-"""detseg's own keys of training and after it: SOLVER, SEMI, TEST, TRACKING."""
+"""detseg's own keys for training and afterwards: SOLVER, SEMI, TEST, TRACKING."""
 
 from __future__ import annotations
 

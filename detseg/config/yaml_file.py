@@ -1,8 +1,8 @@
-"""Read one configuration file into its settings, with the line of each.
+"""Read a configuration file into its settings, with the line of each.
 
-Only plain YAML is accepted: no Python tags, no key twice in a section, nothing executed. `!!python/object/apply:eval`
-is done as the arithmetic that Detectron2's own files have there. The node tree is walked by hand, because a loader's
-dictionaries have already lost the line numbers and the duplicates.
+Only plain YAML is accepted: no Python tags, no duplicate keys in a section, and no code is run.
+`!!python/object/apply:eval` is evaluated as arithmetic, as Detectron2's own files use it. The node tree is walked here,
+because the dictionaries of a YAML loader no longer have line numbers and duplicates.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 IMPORTS_KEY = "MODEL.IMPORTS"
-_LARGEST_FILE = 1_000_000  # bytes; a real configuration has some thousand
+_LARGEST_FILE = 1_000_000  # bytes; a real configuration has a few thousand
 _LARGEST_PLAIN = 20_000_000  # characters; an index of folds names every image
 _LONGEST_NUMBER = 1000  # characters
-_DEEPEST = 40  # sections and lists in one another; the keys need 7
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
+_DEEPEST = 40  # nesting of sections and lists; the keys need 7
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader, if available, is ten times faster
 _EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 
 
 class _ConfigLoader(_Loader):
-    """A loader that knows arithmetic."""
+    """A safe loader that also evaluates arithmetic."""
 
 
 def _arithmetic(loader: Any, node: yaml.Node) -> Any:
@@ -53,21 +53,21 @@ _ConfigLoader.add_constructor(_EVAL_TAG, _arithmetic)
 
 @dataclass
 class ConfigFile:
-    """What one file says: the files that it builds on, as written in it, and its own settings in order."""
+    """The content of a file: the names of its base files as written in it, and its own settings in order."""
 
     bases: list[str] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
 
 
 def read_config_file(path: Path, known: Schema | None, included_by: str = "") -> ConfigFile:
-    """Read one YAML file, without the files that it builds on.
+    """Read one YAML file, without its base files.
 
     Args:
-        known: the keys that there are. None looks only for MODEL.IMPORTS, which adds some, and judges nothing else.
-        included_by: the file that names this one in `_BASE_`, for the message when this one is missing.
+        known: the known keys. None reads only MODEL.IMPORTS, which adds keys, and checks nothing else.
+        included_by: the file that names this one in `_BASE_`, for the message if this one is missing.
 
     Raises:
-        ConfigError: no such file, not readable as YAML, or keys that are unknown or given twice (all are listed).
+        ConfigError: the file is missing or not valid YAML, or keys are unknown or duplicate (all are listed).
     """
     text = _read_text(path, included_by)
     loader = None
@@ -78,7 +78,7 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from None
     except (ValueError, OverflowError, RecursionError, MemoryError, TypeError, AttributeError, KeyError) as error:
-        # PyYAML lets these out of values such as 2018-99-99 and of thousandfold nesting
+        # PyYAML raises these for values such as 2018-99-99 and for very deep nesting
         raise ConfigError(f"{path}: cannot be read as YAML ({type(error).__name__}: {shorten(str(error))})") from None
     finally:
         if loader is not None:
@@ -86,17 +86,17 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
 
 
 def parse_plain_yaml(text: str, place: str, *, aliases: bool = False) -> Any:
-    """Read the YAML of a file of settings that is no configuration: bounded in depth, time and memory.
+    """Read YAML settings other than a configuration, bounded in depth, time and memory.
 
-    aliases: read `*name` and `<<`, by which a few lines can stand for any number of values; for lists of our own.
+    aliases: read `*name` and `<<`, with which a few lines can stand for any number of values; for detseg's own lists.
 
-    Raises DataError, which begins with `place`, for anything that is no plain YAML.
+    Raises DataError, with a message that begins with `place`, for anything that is not plain YAML.
     """
     try:
         if len(text) > _LARGEST_PLAIN:
             raise DataError(f"{place}: has {len(text)} characters, the limit is {_LARGEST_PLAIN}")
         _refuse_depth(place, text)
-        inside: list[str | None] = []  # the names (&name) of the lists and mappings around an event
+        inside: list[str | None] = []  # the anchors (&name) of the lists and mappings around an event
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.CollectionStartEvent):
                 inside.append(event.anchor)
@@ -130,7 +130,7 @@ def _read_text(path: Path, included_by: str) -> str:
                 "exists "
                 "only as a lazy configuration is trained with Detectron2's own tools/lazyconfig_train_net.py"
             )
-        if path.exists() and not path.is_file():  # reading would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe could block for ever
             raise ConfigError(f"{path}{by}: is a pipe or a device, expected a YAML file")
         if path.stat().st_size > _LARGEST_FILE:
             raise ConfigError(f"{path}{by}: has {path.stat().st_size} bytes; this is not a configuration file")
@@ -145,9 +145,9 @@ def _read_text(path: Path, included_by: str) -> str:
 
 
 def _refuse_depth(path: Path | str, text: str) -> None:
-    """Deep nesting must not reach the C composer: it recurses and would end the process, not raise.
+    """Refuse deep nesting before composing: the C composer recurses and would crash the process instead of raising.
 
-    Nor must numbers of thousands of digits be made: 1:59:59:... is one, and takes quadratic time.
+    Also refuse numbers of thousands of digits: 1:59:59:... is one, and takes quadratic time to construct.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -156,7 +156,7 @@ def _refuse_depth(path: Path | str, text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > _LONGEST_NUMBER:
-            # What YAML 1.1 could take for one is all that is refused: a long text has other letters.
+            # Only texts that YAML 1.1 could take for a number are refused; other long texts have other letters.
             is_text = set(event.value) - set("0123456789abcdefABCDEFxXoO+-._:")
             if not is_text:
                 raise ConfigError(f"{path}:{event.start_mark.line + 1}: a number of {len(event.value)} characters")
@@ -219,7 +219,7 @@ class _Walk:
                 seen.setdefault(name, line)
 
     def _entry(self, key: str, node: yaml.Node, where: str) -> str | None:
-        """Take a setting or walk a section; return what is wrong with it."""
+        """Add a setting or walk a section; return its problem, if any."""
         is_section = isinstance(node, yaml.MappingNode)
         if self.known is None:
             if key == IMPORTS_KEY:
