@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             if status:
                 words = sys.argv[1 if sys.argv[0].endswith("fit.py") else 2 :]
-                print(f"the same command goes on:\n  {command_line('fit', *words)}")
+                print(f"to continue, run the same command:\n  {command_line('fit', *words)}")
                 return status
         _print_end(arguments, steps)
     return 0

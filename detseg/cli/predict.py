@@ -182,7 +182,7 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
             arguments.raw and arguments.postprocess
         ),
-        "--triage brings its own settings, for --run or --weights; leave out --raw, --postprocess, --score-threshold, "
+        "--triage has its own settings, for --run or --weights; leave out --raw, --postprocess, --score-threshold, "
         "--rescore, --boxes and --folds": bool(
             arguments.triage
             and (arguments.raw or arguments.postprocess or threshold is not None or arguments.rescore or others)
@@ -195,7 +195,7 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
         f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
         f"--output {arguments.output}: expected a name that ends in .json or .json.gz": bool(arguments.output)
         and not arguments.output.endswith((".json", ".json.gz")),
-        f"unknown words: {' '.join(arguments.overrides)}; KEY VALUE changes the configuration of --config, or "
+        f"unrecognized arguments: {' '.join(arguments.overrides)}; KEY VALUE changes the configuration of --config, or "
         "what --refine-with sam does": bool(
             arguments.overrides and not (arguments.config or arguments.refine_with == "sam")
         ),

@@ -140,12 +140,12 @@ def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
     others = ("run", "weights", "config", "images", "image_root", "pixel_size", "z", "t", "axes")
     beside_folds = [f"--{name.replace('_', '-')}" for name in others if arguments.folds and given[name]]
     return {
-        f"{' and '.join(beside_folds)}: --folds brings its models and images": bool(beside_folds),
+        f"{' and '.join(beside_folds)}: --folds has its own models and images": bool(beside_folds),
         "give the images: --images PATH": not arguments.folds and not arguments.images,
         f"--boxes-of, --masks-of: there is no model {unknown}; they are counted from 1 to {models}": bool(unknown),
         "give the model: --run DIR, --weights FILE (with --config FILE), or --folds DIR": models == 0
         and not (arguments.refine_with and arguments.boxes),
-        "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
+        "--config belongs to --weights; a run has its own": bool(arguments.run and arguments.config),
         "--config belongs to one --weights; several take the configurations stored in them": bool(
             len(arguments.weights) > 1 and arguments.config
         ),

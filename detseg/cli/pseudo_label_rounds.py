@@ -35,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.config:
         raise ConfigError("give a plan of rounds (--config FILE) or a step (label)")
     if arguments.overrides:
-        raise ConfigError(f"unknown words: {' '.join(arguments.overrides)}; to change settings, write your own plan")
+        raise ConfigError(
+            f"unrecognized arguments: {' '.join(arguments.overrides)}; to change settings, write your own plan"
+        )
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers is {arguments.workers}; expected 1 or more")
     plan = RoundsPlan.load(arguments.config)
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     lock = FolderLock(folder)
     try:
         open_folder(plan, folder, resume=arguments.resume)
-        with StopRequest("what runs is saved") as stop:
+        with StopRequest("saving the running commands") as stop:
             rounds = Rounds(plan, folder, Steps(folder, workers, lambda: stop.signal is not None))
             answer = rounds.run(lambda name, said: print(f"{name}  {said}", flush=True))
     finally:

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         number += 1
         print(f"[{number} of {len(chosen)}] {name}: {what}", flush=True)
 
-    with StopRequest("what runs is saved") as stop, ExitStack() as stack:
+    with StopRequest("saving the running stages") as stop, ExitStack() as stack:
         stop_file, stopped = stack.enter_context(stop_file_of(folder, lambda: stop.signal is not None))
         runner: Runner = Processes(workers, stopped)
         if arguments.ray:
@@ -127,7 +127,7 @@ def _described(plan: Plan, chosen: list[str], workers: int) -> str:
     if left == unknown:
         said += "; how long they take is known when some have run" if left else ""
     else:
-        said += f", {in_words(total)} of work by what was measured"
+        said += f", {in_words(total)} of work, as measured so far"
         said += f" ({unknown} of them never ran: their time is not known)" if unknown else ""
         said += f"; with {workers} at a time {in_words(total / workers)} or more" if workers > 1 else ""
     return f"{text_table(rows, left=(0, 1, 2))}\n\n{said}"

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     workers = arguments.workers or max(1, len(visible_gpus()))
     search = Search(sweep, folder, total, arguments.seed)
     logger.info("sweep in %s: %d trials by %s, %d at a time", folder, total, sweep.method, workers)
-    with StopRequest("the trials that run are saved") as stop:
+    with StopRequest("saving the running trials") as stop:
         if arguments.ray:
             work_on_ray(search, workers, lambda: stop.signal is not None)
         else:

@@ -145,7 +145,7 @@ def _check(arguments: argparse.Namespace) -> None:
     threshold = arguments.score_threshold
     refuse(
         {
-            f"unknown words: {' '.join(arguments.overrides)}": bool(arguments.overrides),
+            f"unrecognized arguments: {' '.join(arguments.overrides)}": bool(arguments.overrides),
             "--config and --seed belong to --augmented N": not (arguments.config is None and arguments.seed is None),
             "give --predictions FILE, --ground-truth FILE or both": not (
                 arguments.predictions or arguments.ground_truth

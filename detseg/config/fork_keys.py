@@ -10,7 +10,7 @@ from typing import Any
 _RESNEST, _ADELAIDET, _CENTERMASK = "ResNeSt", "AdelaiDet", "CenterMask2"
 
 # Appended to messages about unknown keys in files.
-ADDED_BY_FORKS = "; what a fork or project adds to Detectron2 is known where MODEL.IMPORTS names its code"
+ADDED_BY_FORKS = "; keys that a fork or project adds to Detectron2 are known if MODEL.IMPORTS names its code"
 
 # key -> (its fork, the value without effect)
 FORK_KEYS: dict[str, tuple[str, Any]] = {
@@ -37,7 +37,7 @@ def fork_key_message(key: str, shown: str) -> str:
     """Return the message on a fork's key; `shown`: its value as text."""
     fork, neutral = FORK_KEYS[key]
     return (
-        f"{key} = {shown} is a key of {fork}, a fork of Detectron2, which is not known here; only {neutral!r}, at "
-        "which it changes nothing, is taken. Use a network and weights of Detectron2's own, or let code of the fork "
+        f"{key} = {shown} is a key of {fork}, a fork of Detectron2, which is not supported here; only {neutral!r}, "
+        "which has no effect, is accepted. Use a network and weights of Detectron2's own, or let code of the fork "
         "add its keys to Detectron2 (MODEL.IMPORTS)"
     )

@@ -70,8 +70,8 @@ class Problems:
         refused = self.with_detectron2()
         if refused:
             name, reason = refused[0].partition(" = ")[0], refused[0].partition("): ")[2]
-            return f"; the detectron2 engine does not take this configuration: {name}: {reason}"
-        return "; for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+            return f"; the detectron2 engine does not accept this configuration: {name}: {reason}"
+        return "; for anything else set MODEL.ENGINE detectron2, which uses Detectron2 itself"
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:
         """Check that the value is one of `choices`."""

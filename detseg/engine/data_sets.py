@@ -210,13 +210,13 @@ def refuse_leaks(
                 alike.append(name)
     if leaks:
         raise DataError(
-            f"{len(leaks)} images of {key} are validated on too, which makes scores too good; leave them out of it:\n"
+            f"{len(leaks)} images of {key} are also validation images, which makes scores too good; leave them out:\n"
             f"{list_problems(leaks)}"
         )
     if alike and warn:
         logger.warning(
-            "%s: name and size of %d of its images are those of images that are validated on; leave out what is the "
-            "same picture, saved again:\n%s",
+            "%s: %d images have the name and size of a validation image; leave out those that are the same picture, "
+            "saved again:\n%s",
             key,
             len(alike),
             list_problems(alike),
@@ -234,8 +234,8 @@ def check_apart(data: CocoDataset, cfg: Config, test_sets: Mapping[str, CocoData
         teachers = TrainedImages.from_plain(stored)
         if teachers is None:
             logger.warning(
-                "pseudo-labels %s: the file does not say which images its teachers were trained with; where these are "
-                "validated on here, the scores are too good (`detseg pseudo_label label` writes it)",
+                "pseudo-labels %s: the file does not say on which images its teachers were trained; if they have seen "
+                "validation images, the scores are too good (`detseg pseudo_label label` writes it)",
                 name,
             )
             continue
@@ -247,9 +247,9 @@ def check_apart(data: CocoDataset, cfg: Config, test_sets: Mapping[str, CocoData
         ]
         if seen:
             raise DataError(
-                f"DATASETS.PSEUDO {name}: its teachers were trained with {len(seen)} of the images that are validated "
-                "on here, which makes scores too good: take those of models that have not seen them, for a fold "
-                f"those of the models of this fold ({FOLD_PLACE} in the name):\n{list_problems(seen)}"
+                f"DATASETS.PSEUDO {name}: its teachers were trained on {len(seen)} of the validation images, which "
+                "makes scores too good: use pseudo-labels of models that have not seen them, for a fold those of "
+                f"the models of this fold ({FOLD_PLACE} in the name):\n{list_problems(seen)}"
             )
 
 
@@ -347,8 +347,8 @@ def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:
         return
     raised = [key for key in architecture_of(cfg).limits if key != "TEST.DETECTIONS_PER_IMAGE"]
     logger.warning(
-        "data set %s: %d of %d images have more than TEST.DETECTIONS_PER_IMAGE (%d) objects, the fullest %d; what is "
-        "beyond cannot be found: raise it%s",
+        "data set %s: %d of %d images have more than TEST.DETECTIONS_PER_IMAGE (%d) objects, at most %d; those beyond "
+        "the limit cannot be found: raise it%s",
         dataset.name,
         dense,
         len(dataset),

@@ -83,7 +83,7 @@ class Start:
             expected = ("SEED", *(key for key in own if key in " ".join(record.get("command", []))))
             differing = [key for key in asked if given.origin(key) != "default" and asked[key] != own[key]]
             if others := [key for key in differing if key not in expected]:
-                logger.warning("what %s says otherwise is not taken: %s", given.source, ", ".join(others))
+                logger.warning("other values in %s are ignored: %s", given.source, ", ".join(others))
         validate_config(cfg)
         return cfg
 
@@ -108,7 +108,7 @@ class Start:
             logger.info("every fold is validated on its images as %s annotates them", sets.validation.name)
         elif processes.is_main and cfg.DATASETS.TEST:
             logger.warning(
-                "DATASETS.TEST has no image of DATASETS.TRAIN and is not looked at: every fold is validated on its own "
+                "DATASETS.TEST has no image of DATASETS.TRAIN and is not used: every fold is validated on its own "
                 "images as DATASETS.TRAIN annotates them"
             )
         began = time.monotonic()
@@ -131,7 +131,7 @@ class Start:
     def _config_of_folds(self, cfg: Config) -> Config:
         record = read_record(Path(cfg.OUTPUT_DIR), FOLDS_RECORD) or {}
         if "settings" not in record:
-            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no folds that were begun: give --config FILE")
+            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no folds to continue: give --config FILE")
         asked = {key: value for key, value in cfg.flatten().items() if cfg.origin(key) == "command line"}
         own = load_flat_config({**record["settings"], **asked}, imports=same_imports(cfg))
         return _with_fold(own, -1, OUTPUT_DIR=cfg.OUTPUT_DIR)

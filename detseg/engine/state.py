@@ -287,8 +287,8 @@ class TrainingState:
             raise
         except Exception as error:  # torch raises various errors for damaged files
             raise WeightsError(
-                f"{path} is of another model or optimizer than the configuration, or damaged; resume with the run's "
-                f"own config.yaml or start another run ({type(error).__name__}: {str(error)[:2000]})"
+                f"{path} belongs to another model or optimizer than the configuration, or is damaged; resume with the "
+                f"run's own config.yaml or start another run ({type(error).__name__}: {str(error)[:2000]})"
             ) from error
         for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(values)

@@ -184,8 +184,8 @@ def single_values_explained(images: int) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            f"a BatchNorm has one value a channel to take mean and deviation of, in a batch of {images} image"
-            f"{'' if images == 1 else 's'} a process: set SOLVER.IMS_PER_BATCH so that each process has more, take "
+            f"a BatchNorm has only one value per channel, in a batch of {images} image"
+            f"{'' if images == 1 else 's'} per process: set SOLVER.IMS_PER_BATCH so that each process has more, take "
             "larger images or crops, or set MODEL.RESNETS.NORM to SyncBN (of several processes), GN or FrozenBN "
             "(MODEL.TIMM.NORM to FrozenBN)"
         ) from None

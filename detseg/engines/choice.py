@@ -52,7 +52,9 @@ def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
     problems = problems_with_detectron2(cfg, training=training)
     if problems:
         reason = "; ".join(problems)
-        return EngineChoice("native", f"MODEL.ENGINE is auto, and detectron2 does not take this: {reason}")
+        return EngineChoice(
+            "native", f"MODEL.ENGINE is auto, and detectron2 does not accept this configuration: {reason}"
+        )
     return EngineChoice(
         "detectron2", "MODEL.ENGINE is auto, and detectron2 imports, knows the architecture and implements every key"
     )

@@ -36,7 +36,7 @@ def below(name: str, root: Path) -> str:
     longest = max(slashed.split("/"), key=len)
     if len(longest.encode("utf-8", "surrogatepass")) > MAX_PART:
         raise DataError(
-            f"its file_name has a part of {len(longest)} letters ({longest[:20]!r}...), no file can have it"
+            f"its file_name has a component of {len(longest)} letters ({longest[:20]!r}...), too long for a file"
         )
     is_absolute = slashed.startswith("/") or has_drive(name)
     if not is_absolute and posixpath.normpath(slashed).split("/")[0] not in ("..", "."):

@@ -111,10 +111,10 @@ def _read_value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 
 _EXPECTED = {
-    str: "a text",
+    str: "a string",
     bool: "True or False",
     int: "a whole number",
     float: "a number from 0",
-    tuple: "a list of words",
+    tuple: "a list of strings",
     Mapping: "values by name",
 }

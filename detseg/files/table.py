@@ -103,7 +103,7 @@ def _decode(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{name}: line {line}: cannot be read as CSV in UTF-8 ({error.reason}); save it as that"
+            f"{name}: line {line}: cannot be read as CSV in UTF-8 ({error.reason}); save it in that encoding"
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1

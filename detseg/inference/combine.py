@@ -70,8 +70,8 @@ def _checked_weights(
     for number, predictor in enumerate(predictors, start=1):
         if sorted(predictor.classes) != sorted(first.classes):
             raise ConfigError(
-                f"the first model finds {', '.join(first.classes)}, model {number} {', '.join(predictor.classes)}; "
-                "combine models of the same classes"
+                f"the first model has the classes {', '.join(first.classes)}, model {number} "
+                f"{', '.join(predictor.classes)}; combine models of the same classes"
             )
     for position in positions:
         if not 0 <= position < count:

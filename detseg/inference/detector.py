@@ -88,13 +88,13 @@ class Detector:
             raise ConfigError("boxes of some models and masks of others need the mode merge_then_mask")
         if self.settings.mode == AVERAGE_MAPS and not self.gives_maps:
             raise ConfigError(
-                "the mode average_maps averages the maps of models that make objects of them, which not all of these "
-                "models do, or not of the same maps; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
+                "the mode average_maps needs models that all make objects from the same maps, which these do not; "
+                "use the mode fuse (--tta-mode, TEST.AUG.MODE)"
             )
         if self.settings.mode == MERGE_THEN_MASK and not self.takes_boxes:
             raise ConfigError(
-                "the mode merge_then_mask gives masks to boxes that were merged before, which not all of these models "
-                "do; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
+                "the mode merge_then_mask needs models that predict masks for merged boxes, which not all of these "
+                "models do; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
             )
 
     @property

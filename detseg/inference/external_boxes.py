@@ -94,7 +94,7 @@ class YoloBoxes:
         except ValueError:
             numbers = []
         if len(numbers) not in (5, 6) or not np.isfinite(numbers).all():
-            more = "; polygons of a segmenting YOLO are no boxes" if len(numbers) > 6 else ""
+            more = "; polygons of YOLO segmentation are not boxes" if len(numbers) > 6 else ""
             raise DataError(
                 f"{place}: expected `class x y width height [confidence]`, got {' '.join(words)[:80]}{more}"
             )

@@ -66,7 +66,7 @@ class ImageList:
             return [{"id": self.categories[name], "name": name} for name in classes]
         if self.categories:
             logger.warning(
-                "the model finds %s, but the data set has %s: the ids of the file written count from 1",
+                "the model has the classes %s, but the data set %s: category ids in the output count from 1",
                 ", ".join(classes),
                 ", ".join(self.categories),
             )

@@ -143,7 +143,7 @@ class ImageModel:
         if height < parent.size[0] * LEAST_SCALE and not pixel_size:
             raise DataError(
                 f"{parent.name}: the model resizes images to a shorter edge of {short} pixels, which would shrink this "
-                f"one {parent.size[0] / height:.0f} times; say how its tiles are to be seen: --tile-scale 1 keeps the "
+                f"one {parent.size[0] / height:.0f} times; choose the scale of its tiles: --tile-scale 1 keeps the "
                 "pixels of the file"
             )
         return height / parent.size[0], width / parent.size[1]

@@ -40,7 +40,7 @@ def find_run_folder(folder: Path) -> Path:
         return folder
     newest = last_numbered(folder) if folder.is_dir() else None
     if newest is not None and (newest / CONFIG_FILE).is_file():
-        logger.info("%s holds several runs: the newest is taken, %s", folder, newest)
+        logger.info("%s holds several runs: the newest is used, %s", folder, newest)
         return newest
     reason = "does not exist" if not folder.exists() else f"holds no run: there is no {CONFIG_FILE} in it"
     raise RunError(f"{folder} {reason}; {advise_run(folder)}")
@@ -55,7 +55,7 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
     folder = run / "checkpoints"
     best, last = folder / "best.pth", folder / "last.pth"
     if checkpoint == "best" and not best.is_file() and last.is_file():
-        logger.warning("%s has no best checkpoint (no evaluation yet): the last one is taken", run)
+        logger.warning("%s has no best checkpoint (no evaluation yet): the last one is used", run)
         return last
     named = {"best": best, "last": last}.get(checkpoint)
     for candidate in [named] if named else [Path(checkpoint), folder / checkpoint]:

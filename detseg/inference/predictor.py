@@ -285,8 +285,8 @@ class Predictor:
         name = type(self.model).__name__
         if boxes and not self.detector.takes_boxes:
             raise ConfigError(
-                f"{name} gives no masks to external boxes (--boxes): that needs models that find boxes before masks, "
-                "and have masks (MODEL.MASK_ON)"
+                f"{name} cannot predict masks for external boxes (--boxes): that needs models that find boxes before "
+                "masks, with MODEL.MASK_ON"
             )
         if self.needs_soft_masks(soft_masks) and not self.detector.gives_soft_masks:
             reason = "predict without soft masks (--soft-masks)"

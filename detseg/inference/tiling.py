@@ -59,7 +59,7 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.when not in WHEN:
-            raise ConfigError(f"tiles are asked for {self.when!r}; expected one of {', '.join(WHEN)}")
+            raise ConfigError(f"tiling is {self.when!r}; expected one of {', '.join(WHEN)}")
         if self.tile is not None and self.tile < 32:
             raise ConfigError(f"tiles of {self.tile} pixels are too small; expected 32 or more, several objects wide")
         if self.overlap is not None and self.overlap < 0:

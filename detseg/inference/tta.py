@@ -68,9 +68,9 @@ class AugmentationOptions(LimitOptions):
         architecture = ARCHITECTURES.get(name)
         finds_boxes = architecture is not None and architecture.finds_boxes and problems.cfg.MODEL.MASK_ON
         if self.enabled and self.mode == MERGE_THEN_MASK and not finds_boxes:
-            problems.add("TEST.AUG.MODE", f"{name} gives no masks to boxes that were merged before: set fuse")
+            problems.add("TEST.AUG.MODE", f"{name} cannot predict masks for merged boxes: set fuse")
         if self.enabled and self.mode == AVERAGE_MAPS and (architecture is None or not architecture.averages_maps):
-            problems.add("TEST.AUG.MODE", f"{name} gives no maps: set auto, or fuse")
+            problems.add("TEST.AUG.MODE", f"{name} predicts no maps: set auto, or fuse")
         try:
             self.fusion()
         except DataError as error:

@@ -68,9 +68,9 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
     ]
     if problems:
         raise WeightsError(
-            f"{path} is no checkpoint of detseg, or is damaged; expected\n{list_problems(problems)}\nIf it is another "
-            "program's, begin a training from it (MODEL.WEIGHTS), or predict with the configuration of its model "
-            "(--config)"
+            f"{path} is not a checkpoint of detseg, or is damaged; expected\n{list_problems(problems)}\nIf it is "
+            "another program's, begin a training from it (MODEL.WEIGHTS), or predict with the configuration of its "
+            "model (--config)"
         )
     return state
 
@@ -84,7 +84,7 @@ def export_checkpoint(path: Path, output: Path) -> dict[str, Any]:
     """
     state = load_checkpoint(path)
     if "config" not in state:
-        raise WeightsError(f"{path} holds weights without a configuration: it is no checkpoint of a training")
+        raise WeightsError(f"{path} holds weights without a configuration: it is not the checkpoint of a training")
     model = state["ema"]["model"] if state.get("ema") else state["model"]
     kept = ("config", "classes", "engine", "intensities", "object_diameter", "iteration")
     about = {key: state[key] for key in kept if key in state}
@@ -116,29 +116,32 @@ def _is_names(value: Any) -> bool:
 
 # Parts of a checkpoint: a check of the value, and its description for messages.
 _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is_state, "names with tensors"),
-    "ema": (_is_average, "nothing, or names with tensors in `model`, and the number of updates"),
-    "config": (_is_named, "keys with values"),
+    "model": (_is_state, "a mapping of names to tensors"),
+    "ema": (_is_average, "None, or a mapping of names to tensors in `model`, and the number of updates"),
+    "config": (_is_named, "a mapping of keys to values"),
     "classes": (_is_names, "a list of names"),
     "engine": (lambda value: isinstance(value, str), "a name"),
-    "iteration": (_is_count, "a number from 0 on"),
-    "position": (_is_count, "a number from 0 on"),
-    "optimizer": (lambda value: _is_named(value) and {"state", "param_groups"} <= value.keys(), "its state and groups"),
-    "rng": (_is_named, "the states of random generators by name"),
+    "iteration": (_is_count, "an integer of 0 or more"),
+    "position": (_is_count, "an integer of 0 or more"),
+    "optimizer": (
+        lambda value: _is_named(value) and {"state", "param_groups"} <= value.keys(),
+        "state and param_groups",
+    ),
+    "rng": (_is_named, "states of random generators by name"),
     "rng_of_others": (
         lambda value: isinstance(value, list) and all(map(_is_named, value)),
         "a list of states of random generators",
     ),
-    "progress": (lambda value: _is_named(value) and {"best", "window"} <= value.keys(), "the best score and the means"),
+    "progress": (lambda value: _is_named(value) and {"best", "window"} <= value.keys(), "best and window"),
     "trained_images": (
         lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.ndim == 1,
-        "whole numbers",
+        "a vector of integers",
     ),
     "object_diameter": (
         lambda value: type(value) in (int, float) and 0 < value < math.inf,
-        "the pixels of a typical object",
+        "a diameter in pixels",
     ),
-    "environment": (_is_named, "names with versions"),
+    "environment": (_is_named, "a mapping of names to versions"),
 }
 
 

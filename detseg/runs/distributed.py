@@ -211,7 +211,7 @@ def join_processes() -> Iterator[Processes]:
             dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=count)
         except (RuntimeError, ValueError) as error:
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunError(f"process {rank} of {count} does not reach the others over {address}: {error}") from error
+            raise RunError(f"process {rank} of {count} cannot connect to the others at {address}: {error}") from error
     local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count))
     processes = Processes(rank, count, local_rank=local_rank, local_count=local_count, group=group)
     try:
@@ -220,9 +220,9 @@ def join_processes() -> Iterator[Processes]:
         if not _connection_lost(error):
             raise
         raise RunError(
-            f"process {rank} of {count} lost another one, which ended or hangs; what it said stands above or in its "
-            "own output, else its memory may have been full. --resume continues from the last checkpoint "
-            f"({error})"
+            f"process {rank} of {count} lost the connection to another one, which has ended or hangs; see its output "
+            "above, or in its own file. Without a message there, it may have run out of memory. --resume continues "
+            f"from the last checkpoint ({error})"
         ) from error
     except Exception as error:
         if processes.agreed_on(error):
@@ -243,4 +243,4 @@ def _rebuilt(rank: int, kind: str, message: str, signal: int | None) -> Exceptio
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, DetsegError):
         return known(message)
-    return RunError(f"process {rank} failed, its own output says where: {kind}: {message}")
+    return RunError(f"process {rank} failed; see its own output: {kind}: {message}")

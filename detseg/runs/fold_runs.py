@@ -45,7 +45,7 @@ CONTENTS = {
     "checkpoints/last.pth": "the state at the end, to resume from",
     "report.html": "scores, curves, images and settings in one file",
     "overlays": "ground truth and prediction side by side",
-    "predictions": "everything that was found, before thresholds",
+    "predictions": "all detections, before thresholds",
     "postprocess.yaml": "the chosen score threshold, used by predict",
     "metrics.jsonl": "losses and evaluations by iteration",
     "tensorboard": "the same for TensorBoard",
@@ -208,8 +208,8 @@ def _begin(path: Path, record: dict[str, Any]) -> None:
         write_json(path / FOLDS_RECORD, record)
     elif difference := _difference(there, record):
         raise RunError(
-            f"{path} holds {there.get('folds')} folds of {there.get('images')} images, {difference}. Folds that are to "
-            "be joined have all in common: use the same, or another OUTPUT_DIR"
+            f"{path} holds {there.get('folds')} folds of {there.get('images')} images, {difference}. Folds to be "
+            "joined must have these in common: use the same, or another OUTPUT_DIR"
         )
 
 
@@ -217,13 +217,13 @@ def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
     """Describe how the folds of a folder differ from those requested; None if they do not."""
     if there.get("images_hash") != record["images_hash"]:
         now = f"{record['folds']} folds, {record['images']} images"
-        return f"which are others than those of DATASETS.TRAIN now ({now})"
+        return f"which differ from those of DATASETS.TRAIN now ({now})"
     if there.get("annotations_hash", record["annotations_hash"]) != record["annotations_hash"]:
-        return "whose annotations are others than those of DATASETS.TRAIN (with TEST and EXTRA_TRAIN) now"
+        return "whose annotations differ from those of DATASETS.TRAIN (with TEST and EXTRA_TRAIN) now"
     before = there.get("settings", {})
     changed = different_settings(before, record["settings"]) if before else []
     if changed or (not before and there.get("config_hash") != record["config_hash"]):
-        return f"which were begun with other settings: {'; '.join(changed) or 'see their config.yaml'}"
+        return f"which were started with other settings: {'; '.join(changed) or 'see their config.yaml'}"
     return None
 
 

@@ -77,7 +77,7 @@ class StopRequest:
                 signal.raise_signal(number)
             return
         self.signal, self._came = number, time.monotonic()
-        logger.warning("%s: %s; once more stops at once", signal.Signals(number).name, self.what_happens)
+        logger.warning("%s: %s; a second signal stops at once", signal.Signals(number).name, self.what_happens)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -46,7 +46,7 @@ def result_of(task: Any) -> Any:
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise RunError(f"a task of Ray was lost ({error}); what is done is kept: start the same command") from None
+        raise RunError(f"Ray lost a task ({error}); finished work is kept: run the same command again") from None
 
 
 def cores_and_gpus() -> tuple[list[float], int]:

@@ -288,7 +288,7 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if there and not resume and not overwrite:
         raise RunError(
             f"OUTPUT_DIR {path} holds another run: --resume continues it, --overwrite removes it, "
-            "another OUTPUT_DIR leaves it"
+            "another OUTPUT_DIR keeps it"
         )
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)

@@ -106,9 +106,9 @@ def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, C
     engine = choose_engine(cfg)
     if before is not None and before["engine"] != engine.name:
         raise RunError(
-            f"{run.path} was begun by the engine {before['engine']}, and MODEL.ENGINE asks for {engine.name} "
-            f"({cfg.origin('MODEL.ENGINE')}): a run goes on with its own engine. Leave MODEL.ENGINE away, or start "
-            f"another run from its weights: MODEL.WEIGHTS {run.last}"
+            f"{run.path} was started with the engine {before['engine']}, but MODEL.ENGINE is {engine.name} "
+            f"({cfg.origin('MODEL.ENGINE')}); a run must continue with its own engine. Leave out MODEL.ENGINE, or "
+            f"start another run from its weights: MODEL.WEIGHTS {run.last}"
         )
     if before is not None:
         engine = EngineChoice(engine.name, before["engine_reason"], is_usual=True)

@@ -159,7 +159,7 @@ class CommandRun:
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                logger.warning("W&B lacks something of this command: %s: %s", type(error).__name__, error)
+                logger.warning("W&B: part of this command could not be logged: %s: %s", type(error).__name__, error)
 
 
 def group_of(path: Path, info: Mapping[str, Any]) -> dict[str, str]:

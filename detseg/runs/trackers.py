@@ -205,7 +205,7 @@ class Trackers:
             if tracker.required:
                 raise
             name = type(tracker).__name__
-            logger.warning("%s gets nothing more of this training: %s: %s", name, type(error).__name__, error)
+            logger.warning("%s is disabled for the rest of this training: %s: %s", name, type(error).__name__, error)
             if tracker in self._started:
                 self._started.remove(tracker)
                 with suppress(Exception):

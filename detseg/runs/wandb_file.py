@@ -35,7 +35,7 @@ def read_records(path: Path) -> Iterator[Any]:
 
     data = path.read_bytes()
     if data and data[:4] != b":W&B":
-        raise RunError(f"{path} is no file of a W&B run: it begins with {data[:4]!r}, expected b':W&B'")
+        raise RunError(f"{path} is not the file of a W&B run: it begins with {data[:4]!r}, expected b':W&B'")
     position, record = _HEADER, b""
     while position + _HEADER <= len(data):
         rest = _BLOCK - position % _BLOCK

@@ -141,7 +141,7 @@ class WandbRun:
     def do(self, action: Callable[[Any], None]) -> None:
         """Queue `action`, to be called by the thread with W&B's run. Does not wait."""
         if self._actions.qsize() >= _MOST_WAITING:
-            self._warn("does not answer; what is not logged there is in the run folder")
+            self._warn("does not respond; data that it lacks are in the run folder")
         else:
             self._actions.put(action)
 
@@ -154,7 +154,7 @@ class WandbRun:
         self._thread.join(seconds + (2 * INIT_TIMEOUT if self.offline is None else 0))
         ended = not self._thread.is_alive()
         if not ended:
-            self._warn("did not end in time; what it has not sent stays in its folder")
+            self._warn("did not finish in time; unsent data stay in its folder")
         return ended
 
     @property
@@ -173,7 +173,7 @@ class WandbRun:
             run = self._open()
         except Exception as error:
             self._warned = False  # worth another one
-            self._warn(f"gets nothing of this run: {type(error).__name__}: {error}")
+            self._warn(f"cannot log this run: {type(error).__name__}: {error}")
         while (action := self._actions.get()) is not None:
             if run is not None:
                 self._try(action, run)
@@ -188,7 +188,7 @@ class WandbRun:
         try:
             action(run)
         except Exception as error:
-            self._warn(f"did not take something, the rest goes on: {type(error).__name__}: {error}")
+            self._warn(f"did not accept some data; logging continues: {type(error).__name__}: {error}")
 
     def _open(self) -> Any:
         wandb = import_module("wandb")
@@ -196,7 +196,7 @@ class WandbRun:
         settings = wandb.Settings()
         if mode in ("auto", "online") and not has_login(str(settings.base_url)):
             if mode == "online":
-                self._warn("has no login here (`wandb login`, or $WANDB_API_KEY): the run is an offline one")
+                self._warn("has no login here (`wandb login`, or $WANDB_API_KEY): the run is offline")
             mode = "offline"
         elif mode == "auto":
             mode = "online"
@@ -205,7 +205,7 @@ class WandbRun:
             return self._init(wandb, mode)
         except Exception as error:
             if mode != "offline":
-                self._warn(f"cannot be reached, the run is an offline one: {type(error).__name__}: {error}")
+                self._warn(f"cannot be reached; the run is offline: {type(error).__name__}: {error}")
             # W&B's process still has the id of a run that failed to start; or it was killed, unnoticed by this process.
             _end_wandb(wandb)
         return self._init(wandb, "offline")

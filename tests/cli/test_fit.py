@@ -149,7 +149,7 @@ def test_killed_in_the_training_the_same_command_goes_on_and_after_a_signal_says
     assert said.count("already done: ") == 2
     assert "$ python -m detseg train_net --resume --config out/suggested.yaml OUTPUT_DIR out/run" in said
     assert "resumed after iteration" in errors
-    assert f"the same command goes on:\n  python -m detseg {shlex.join(words[3:])}" in said
+    assert f"to continue, run the same command:\n  python -m detseg {shlex.join(words[3:])}" in said
 
 
 def _modified() -> int:

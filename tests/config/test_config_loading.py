@@ -309,7 +309,7 @@ def test_keys_of_forks_count_only_where_they_change_something(tmp_path: Path):
     for text in (
         "3 problems",
         "fork.yaml:3: MODEL.RESNETS.BOTTLENECK_WIDTH = 32 is a key of ResNeSt, a fork of Detectron2",
-        "only 1, at which it changes nothing, is taken",
+        "only 1, which has no effect, is accepted",
         "unknown key 'MODEL.RESNETS.RADIUS'",
     ):
         assert text in str(error.value)

@@ -165,7 +165,7 @@ def test_auto_takes_detectron2_and_keeps_to_it(data: Path, tmp_path: Path):
     assert load_config(tmp_path / "run" / "config.yaml").MODEL.ENGINE == "detectron2"
     other = cfg.clone()
     other.set("MODEL.ENGINE", "native")
-    with pytest.raises(RunError, match="begun by the engine detectron2"):
+    with pytest.raises(RunError, match="started with the engine detectron2"):
         run_training(other, resume=True)
 
 

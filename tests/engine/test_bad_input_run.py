@@ -196,7 +196,7 @@ def test_a_resume_that_is_refused_changes_nothing(here: Path, capsys: pytest.Cap
     before = everything(here / "run")
     for words, said in (
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 1 classes"),
-        (["MODEL.ROI_MASK_HEAD.CONV_DIM", "4"], "is of another model"),
+        (["MODEL.ROI_MASK_HEAD.CONV_DIM", "4"], "belongs to another model"),
         (["DATASETS.TRAIN", "[gone.json]"], "gone.json"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
     ):
@@ -211,7 +211,7 @@ def test_a_batch_norm_with_one_value_is_told_with_the_remedies(here: Path, capsy
     words = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[32, 32]"]
     words += ["INPUT.MIN_SIZE_TRAIN", "[0]", "MODEL.RESNETS.NORM", "BN", "SOLVER.IMS_PER_BATCH", "1"]
     message = refusal(capsys, *SHORT, *words)
-    assert "one value a channel" in message
+    assert "one value per channel" in message
     assert "SOLVER.IMS_PER_BATCH" in message
     assert not (here / "run").exists()
 

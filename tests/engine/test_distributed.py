@@ -121,7 +121,7 @@ def test_decisions_are_the_same_in_all_processes(here: Path) -> None:
     expected = ["DataError", "cells.png is cut off", True]
     assert main["caught"][0] == other["caught"][0] == expected
     assert other["caught"][1] == ["ValueError", "odd", True]
-    assert main["caught"][1] == ["RunError", "process 1 failed, its own output says where: ValueError: odd", True]
+    assert main["caught"][1] == ["RunError", "process 1 failed; see its own output: ValueError: odd", True]
     assert main["caught"][2][0] == "FileNotFoundError"
     assert other["caught"][2][0] == "RunError"
     assert main["from_main"] == other["from_main"] == main["pid"] != other["pid"]
@@ -251,7 +251,7 @@ def test_a_killed_process_does_not_leave_the_other_waiting(here: Path) -> None:
     assert statuses(here)["killed"] == [0, -9]
     report = json.loads((here / "killed_0.json").read_text())
     assert report["error"] == "RunError"
-    assert "process 0 of 2 lost another one" in report["message"]
+    assert "process 0 of 2 lost the connection to another one" in report["message"]
     assert "--resume" in report["message"]
     assert json.loads((here / "killed" / "run.json").read_text())["status"] == "failed"
 

@@ -78,7 +78,7 @@ def test_further_sets_are_trained_with_in_every_fold_and_never_validated_on(
     other.write_text(json.dumps(content))
     shutil.copyfile(here / "other" / "7.png", here / "other" / "0.png")
     assert train_net(*words, "DATASETS.FOLD", "0", "OUTPUT_DIR", "extra") == 0
-    assert caplog.text.count("name and size of 1 of its images are those of images that are validated on") == 1
+    assert caplog.text.count("1 images have the name and size of a validation image") == 1
     shutil.copyfile(here / "data" / "4.png", here / "other" / "8.png")
     with pytest.raises(DataError, match=r"8.png \(other/disks.json\) is 4.png \(.*data/disks.json\)"):
         load_training_set(load_config("disks.yaml", [*words, "DATASETS.FOLD", "0"]))
@@ -201,7 +201,7 @@ def test_what_is_not_alike_is_not_joined(here: Path, capsys: pytest.CaptureFixtu
     data["annotations"][3]["iscrowd"] = 1
     path.write_text(json.dumps(data))
     assert train_net("--fold", "1", *words) == 2
-    assert "whose annotations are others" in capsys.readouterr().err
+    assert "whose annotations differ" in capsys.readouterr().err
     path.write_text(before)
     assert train_net("--fold", "1", *words, "SOLVER.LOG_PERIOD", "2") == 0, "which changes nothing learned"
     run_folder = ["--resume", "OUTPUT_DIR", "cv/fold1", "SOLVER.MAX_ITER", "4"]
@@ -240,7 +240,7 @@ def test_other_folds_do_not_mix(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert train_net("--fold", "0", "OUTPUT_DIR", "cv") == 0
     set_folds(here / "data" / "disks.json", [0, 0, 1, 1, 2, 2, 2])
     assert train_net("--fold", "1", "OUTPUT_DIR", "cv") == 2
-    assert "holds 3 folds of 6 images, which are others" in capsys.readouterr().err
+    assert "holds 3 folds of 6 images, which differ from" in capsys.readouterr().err
     assert train_net("--fold", "1", "OUTPUT_DIR", "cv/fold0") == 2
     assert "holds a run and not folds" in capsys.readouterr().err
     assert train_net("--fold", "0", "OUTPUT_DIR", "new") == 0

@@ -122,5 +122,5 @@ def test_a_test_set_of_other_images_is_not_looked_at(here: Path, caplog: pytest.
     for number in range(2):
         (here / "other" / f"{number}.png").rename(here / "other" / f"{number}_other.png")
     assert train_net("--fold", "0", "DATASETS.TEST", "['other/disks.json']") == 0
-    assert "has no image of DATASETS.TRAIN and is not looked at" in caplog.text
+    assert "has no image of DATASETS.TRAIN and is not used" in caplog.text
     assert len(read_predictions("runs/disks/001/fold0/predictions/fold0.json.gz")) == 2

@@ -315,7 +315,7 @@ def test_resuming_another_model_is_refused(run: RunFolder) -> None:
             super().__init__()
             self.more = torch.nn.Linear(1, 1)
 
-    with pytest.raises(WeightsError, match=r"last\.pth is of another model"):
+    with pytest.raises(WeightsError, match=r"last\.pth belongs to another model"):
         new_state(cfg, Wider()).restore(run.last)
 
 

@@ -199,7 +199,7 @@ def test_a_coco_file_of_images_alone_will_do(cells, tmp_path) -> None:
 
 def test_unlabelled_images_that_are_validated_on_are_refused(cells, tmp_path) -> None:
     cfg = with_teacher(cells, tmp_path / "run", **{"SEMI.UNLABELED": [str(cells["val"])]})
-    with pytest.raises(DataError, match=r"images of SEMI\.UNLABELED are validated on too"):
+    with pytest.raises(DataError, match=r"images of SEMI\.UNLABELED are also validation images"):
         run(cfg)
 
 

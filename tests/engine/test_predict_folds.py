@@ -144,7 +144,7 @@ def test_what_is_no_cross_validation_is_refused(here: Path, capsys: pytest.Captu
     refused("data holds no folds", "data")
     refused("gone does not exist", "gone")
     refused("cv holds folds; name it alone", "cv", "cv/fold0")
-    refused("--run and --images: --folds brings its models and images", "cv", "--images", "data", "--run", "cv/fold0")
+    refused("--run and --images: --folds has its own models and images", "cv", "--images", "data", "--run", "cv/fold0")
     refused("has no checkpoint 'other.pth'", "cv", "--checkpoint", "other.pth")
     refused("is one model for all folds", "cv", "--checkpoint", "cv/fold0/checkpoints/best.pth")
 

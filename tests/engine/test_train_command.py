@@ -107,7 +107,7 @@ def test_from_configuration_to_a_finished_run_and_on(
     Path("elsewhere").mkdir()
     Path("elsewhere/disks.yaml").write_text(Path("disks.yaml").read_text().replace("MAX_ITER: 4", "MAX_ITER: 9"))
     assert train_net("--config", "elsewhere/disks.yaml", "--resume") == 0
-    assert "disks.yaml says otherwise is not taken: SOLVER.MAX_ITER\n" in caplog.text
+    assert "disks.yaml are ignored: SOLVER.MAX_ITER\n" in caplog.text
 
     # Evaluated again: beside, and the same
     assert train_net("--config", "disks.yaml", "--eval-only", "OUTPUT_DIR", str(run)) == 0
@@ -182,7 +182,7 @@ def test_dense_images_are_pointed_out(here: Path, caplog: pytest.LogCaptureFixtu
     (here / "data" / "disks.json").write_text(json.dumps(data))
     words = ["TEST.DETECTIONS_PER_IMAGE", "1", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.OVERLAYS", "0"]
     assert train_net("--config", "disks.yaml", *words) == 0
-    assert "1 of 4 images have more than TEST.DETECTIONS_PER_IMAGE (1) objects, the fullest 2" in caplog.text
+    assert "1 of 4 images have more than TEST.DETECTIONS_PER_IMAGE (1) objects, at most 2" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to the tests too")

@@ -80,7 +80,7 @@ def test_a_validated_image_is_no_pseudo_label(disks: Path, labelled: Path, tmp_p
     content["images"][1]["file_name"] = "other.png"
     path.write_text(json.dumps(content))
     (disks.parent / "other.png").write_bytes((disks.parent / "2.png").read_bytes())
-    with pytest.raises(DataError, match=r"PSEUDO are validated on too.*\n.*other.png .* is 2.png"):
+    with pytest.raises(DataError, match=r"PSEUDO are also validation images.*\n.*other.png .* is 2.png"):
         check(config_of(labelled, tmp_path / "run", pseudo=str(path)))
     check(config_of(labelled, tmp_path / "run", pseudo=str(path), **{"DATASETS.FOLD": 1}))
 
@@ -92,12 +92,12 @@ def test_teachers_that_saw_the_validation_are_refused(
     path = part_of(disks, "pseudo.json", [5, 6], pseudo_labels={FIELD: seen.to_plain()})
     check(config_of(labelled, tmp_path / "run", pseudo=str(path)))
     assert "does not say" not in caplog.text
-    with pytest.raises(DataError, match=r"teachers were trained with 2 of the images.*\{fold\}") as error:
+    with pytest.raises(DataError, match=r"teachers were trained on 2 of the validation images.*\{fold\}") as error:
         check(config_of(labelled, tmp_path / "run", pseudo=str(path), **{"DATASETS.FOLD": 1}))
     assert "1.png" in str(error.value)
     unknown = part_of(disks, "unknown.json", [5, 6])
     check(config_of(labelled, tmp_path / "run", pseudo=str(unknown)))
-    assert "does not say which images its teachers were trained with" in caplog.text
+    assert "does not say on which images its teachers were trained" in caplog.text
 
 
 def test_a_training_goes_on_bit_by_bit(disks: Path, labelled: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_new_architecture_refuses_the_keys_of_others(monkeypatch: pytest.Monke
         validate_for_prediction(cfg)
 
 
-ADVICE = "set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+ADVICE = "set MODEL.ENGINE detectron2, which uses Detectron2 itself"
 
 
 def test_the_other_engine_is_advised_only_where_it_takes_the_configuration():

@@ -90,7 +90,7 @@ def test_before_the_first_evaluation_the_last_checkpoint_is_taken_and_that_is_sa
     predictor = Predictor.from_run(run)
     assert predictor.postprocess is None
     assert predictor.provenance["checkpoint_hash"] == hash_file(run / "checkpoints" / "last.pth")
-    assert "last one is taken" in caplog.text
+    assert "last one is used" in caplog.text
     assert "all detections are kept" in caplog.text
 
 

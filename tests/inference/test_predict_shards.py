@@ -64,7 +64,7 @@ def test_an_interrupted_prediction_goes_on_with_what_is_missing(
     with monkeypatch.context() as patch:
         first = written_shards(patch, stop_after=9)
         assert predict(*words) == 130
-    assert f"kept in {tmp_path / 'p.json.parts'}: the same command goes on" in caplog.text
+    assert f"kept in {tmp_path / 'p.json.parts'}: run the same command again to continue" in caplog.text
     assert not (tmp_path / "p.json").exists()
     second = written_shards(monkeypatch)
     assert predict(*words) == 1

@@ -113,7 +113,7 @@ def test_the_command_draws_what_a_training_takes(tmp_path: Path, capsys: pytest.
         (["--augmented", "3", "--config", "CONFIG", "INPUT.RANDM_FLIP", "both"], "did you mean INPUT.RANDOM_FLIP"),
         (["--augmented", "3", "--config", "CONFIG", "DATASETS.TRAIN", "[]"], "DATASETS.TRAIN"),
         (["--config", "CONFIG", "--ground-truth", "t.json"], "belong to --augmented"),
-        (["--ground-truth", "t.json", "INPUT.RANDOM_FLIP", "both"], "unknown words"),
+        (["--ground-truth", "t.json", "INPUT.RANDOM_FLIP", "both"], "unrecognized arguments"),
     ],
 )
 def test_wrong_words_are_refused(

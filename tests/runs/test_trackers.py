@@ -120,7 +120,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_gets_nothing_more(
             trackers.log(iteration, TRAINING, {"total_loss": 1.0})
             trackers.images(iteration, {})
         trackers.finish({"object_ap": 0.5}, "finished")
-    assert caplog.text.count("Broken gets nothing more of this training: OSError: no connection") == 1
+    assert caplog.text.count("Broken is disabled for the rest of this training: OSError: no connection") == 1
     assert broken.finished[0] == ("finished" if where == "finish" else "failed")
     assert [line["kind"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["training", "training", "final"]
 

@@ -80,7 +80,7 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_nothing_that_was_lo
     warnings = [record.message for record in caplog.records if record.name == "detseg.runs.wandb_run"]
     warnings = [message for message in warnings if not message.startswith("W&B: offline")]
     assert len(warnings) == 1
-    assert "W&B cannot be reached, the run is an offline one" in warnings[0]
+    assert "W&B cannot be reached; the run is offline" in warnings[0]
     assert run.to_sync == str(run.path)
     assert run.path.name.startswith("offline-run-")
 
@@ -99,7 +99,7 @@ def test_what_fails_is_left_out_and_warned_of_once(tmp_path: Path, caplog: pytes
     run.do(lambda logged: logged.log({"loss": 4.0}, step=4))
     assert run.finish()
     assert rows_of(tmp_path) == [(4, 4.0)]
-    assert sum("W&B did not take something" in record.message for record in caplog.records) == 1
+    assert sum("W&B did not accept some data" in record.message for record in caplog.records) == 1
 
 
 def test_the_end_of_wandbs_own_process_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +120,7 @@ def test_the_end_of_wandbs_own_process_ends_no_training(tmp_path: Path, caplog: 
     run.finish()
     again = log_three(tmp_path / "again")
     assert again.finish()
-    assert "W&B did not take something" in caplog.text
+    assert "W&B did not accept some data" in caplog.text
 
 
 def test_a_thread_that_hangs_is_left_behind(
@@ -137,7 +137,7 @@ def test_a_thread_that_hangs_is_left_behind(
     for _ in range(5):
         run.do(lambda logged: None)
     assert not run.finish()
-    assert caplog.text.count("W&B does not answer") == 1
+    assert caplog.text.count("W&B does not respond") == 1
     goes_on.set()
     monkeypatch.setattr(wandb_run, "END_TIMEOUT", 60.0)
     assert run.finish(), "it ends when W&B goes on"
@@ -164,5 +164,5 @@ def test_a_file_of_something_else_is_refused_and_one_that_was_cut_off_is_read(tm
         path.write_bytes(data[:length])
         assert len(list(read_records(path))) <= whole
     path.write_bytes(b"something else")
-    with pytest.raises(RunError, match="no file of a W&B run"):
+    with pytest.raises(RunError, match="not the file of a W&B run"):
         list(read_records(path))
