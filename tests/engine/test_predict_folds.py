@@ -201,7 +201,7 @@ def test_pseudo_labels_of_a_fold_come_from_its_own_model_alone(here: Path, capsy
         ("p0.json.gz", 0, "--members", "p1.json.gz"),
     ):
         assert label(file, fold, *more) == 2
-        assert "images that are validated on" in capsys.readouterr().err
+        assert "their pseudo-labels would make the score too high" in capsys.readouterr().err
 
 
 def test_unlabelled_copies_of_validation_images_are_left_out(here: Path) -> None:
