@@ -26,7 +26,7 @@ def test_little_time_makes_it_shorter_and_the_batch_smaller_and_says_so():
     # 20 minutes less a quarter are 1,800 images: 450 iterations of 4
     assert (short.keys["SOLVER.IMS_PER_BATCH"], short.keys["SOLVER.MAX_ITER"]) == (4, 450)
     assert "450 iterations of 4 images: about 15 minutes" in short.advice
-    assert "measured here: 0.5 s an image" in short.reason
+    assert "(measured: 0.5 s per image)" in short.reason
     shorter = keys(work, Speed(0.5), minutes=10.0)
     assert (shorter["SOLVER.IMS_PER_BATCH"], shorter["SOLVER.MAX_ITER"]) == (2, 450)
     assert keys(work, Speed(30.0), minutes=1.0)["SOLVER.MAX_ITER"] == 10
