@@ -96,7 +96,7 @@ def test_two_files_of_the_same_images_that_disagree_are_refused(here: Path, caps
     refused("0.png: is in fold 0 of data/repaired.json and in fold 1 of data/disks.json")
     (here / "data" / "again.json").write_text(before[1])
     words[3] = "['data/repaired.json', 'data/again.json']"
-    refused("0.png: occurs twice in DATASETS.TRAIN")
+    refused("(7 in all): occurs twice in DATASETS.TRAIN")
     words[3] = "['data/repaired.json']"
     content = json.loads(before[0])
     content["images"] = content["images"][1:]

@@ -105,5 +105,5 @@ def test_outputs_that_are_not_finite_for_any_image_are_an_error(run, image_folde
     assert run_command("predict", words, prog="predict") == 2
     said = capsys.readouterr().err
     assert "none of the 3 images could be predicted" in said
-    assert "c.png: the model's feature maps" in said
+    assert "a.png, b.png, c.png (3 in all): the model's feature maps" in said
     assert not output.exists()
