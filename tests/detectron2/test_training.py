@@ -150,7 +150,7 @@ def test_a_run_is_predicted_by_its_engine(both: dict[str, Path], data: Path):
     for engine, folder in both.items():
         predictions = Predictor.from_run(folder, postprocess=False)(data.with_name("0.png"))
         assert predictions.provenance["engine"] == engine
-        assert predictions.provenance["engine_reason"] == f"the model was trained by {engine}"
+        assert predictions.provenance["engine_reason"] == f"the model was trained with {engine}"
         from_file = Predictor.from_checkpoint(folder / "checkpoints" / "best.pth")(data.with_name("0.png"))
         assert from_file.provenance["engine"] == engine
         np.testing.assert_array_equal(from_file.boxes, predictions.boxes)
