@@ -1,1 +1,1 @@
-"""Mean teacher: a student that learns from unlabelled images what the average of its own weights finds in them."""
+"""Mean teacher: the moving average of the student's weights labels unlabelled images for the student."""

@@ -1,4 +1,4 @@
-"""What a teacher finds in weak views, as labels of the strong views."""
+"""The teacher's detections in weak views as labels of the strong views."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from detseg.models.region_segmenter import Detections, RegionMasks
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import BOX_LOSS, MASK_LOSS, Sample
 
-# Proposals that are less likely objects than this are not looked at: they hardly ever become sure detections.
+# Proposals with a lower objectness are skipped: they hardly ever become confident detections.
 _LEAST_OBJECTNESS = 0.2
-# Moved boxes for each that is tried, and how far their edges are, as fractions of its sides (Soft Teacher's numbers).
+# Number of jittered copies of a box, and the largest shift of their edges as a fraction of its sides (Soft Teacher).
 _JITTERS, _JITTER = 10, 0.06
-# An object that comes so near to an edge of the weak view, in pixels, may go on beyond it.
+# An object within this distance of an edge of the weak view, in pixels, may extend beyond it.
 _EDGE = 1.0
 
 
@@ -35,8 +35,8 @@ _EDGE = 1.0
 class Labels:
     """The labels of one view.
 
-    sample: the strong view with them; None where nothing is sure. found: detections that are labels, unsure: that are
-    ignored.
+    sample: the strong view with its labels; None if no detection is confident. found, unsure: numbers of detections
+    that became labels and that are ignored.
     """
 
     sample: Sample | None
@@ -45,13 +45,13 @@ class Labels:
 
 
 class Labeler:
-    """Labels views by a teacher, in evaluation mode, with thresholds that may follow what is seen."""
+    """Labels views with a teacher in evaluation mode, with thresholds that may adapt during training."""
 
     def __init__(self, teacher: GeneralizedRCNN, options: PseudoLabelOptions) -> None:
         self.teacher = teacher
         self.options = options
-        # What the teacher need not find costs no time: more proposals than the student is trained with, unlikely ones,
-        # and detections below every threshold.
+        # Save time on what cannot become a label: more proposals than in training, unlikely proposals, and detections
+        # below every threshold.
         rpn = teacher.proposal_generator
         rpn.least_objectness = math.log(_LEAST_OBJECTNESS / (1 - _LEAST_OBJECTNESS))
         least = min(*options.per_class(options.ignore_from), *options.least)
@@ -67,13 +67,13 @@ class Labeler:
             options.per_class(options.thresholds), adapts=options.adapt == "counts", bounds=options.adapt_range
         )
         self._unsure = torch.tensor(options.per_class(options.ignore_from), dtype=torch.float64)
-        # The same moves for every box and in every iteration: nothing is drawn from the training's random numbers.
+        # The same jitter for every box and iteration, so that the training's random numbers are not used.
         generator = torch.Generator().manual_seed(0)
         self._jitter = (torch.rand((_JITTERS, 1, 4), generator=generator) * 2 - 1) * _JITTER
 
     @torch.inference_mode()
     def __call__(self, views: Sequence[Views], labeled: Sequence[Sample] = ()) -> list[Labels]:
-        """Label a batch of views. labeled: the labelled samples of the same step, which thresholds may follow."""
+        """Label a batch of views. labeled: the labelled samples of the same step, to which thresholds may adapt."""
         teacher = self.teacher
         features = teacher.extract([view.weak for view in views])
         proposals = teacher.propose(features)
@@ -82,7 +82,7 @@ class Labeler:
         self.thresholds.observe(labeled, [(s.numpy(), c.numpy()) for s, c in answers], features[1])
         sure = [scores >= torch.from_numpy(self.thresholds.values)[classes] for scores, classes in answers]
         for number, (scores, classes) in enumerate(answers):
-            # Of an image with nothing that is sure, no mask is needed.
+            # No masks are computed for an image without a confident detection.
             kept = (sure[number] | (scores >= self._unsure[classes])) & sure[number].any()
             index = torch.nonzero(kept).squeeze(1)
             found[number], sure[number] = found[number][index.to(found[number].boxes.device)], sure[number][index]
@@ -103,7 +103,7 @@ class Labeler:
         boxes: Sequence[Tensor],
         classes: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Return (n,) bool for every image: whose boxes (n, 4), of labels, are right enough to learn boxes from."""
+        """Return (n,) bool for every image: which boxes (n, 4) of its labels are reliable enough for the box loss."""
         options = self.options
         if options.box_gate == "rpn":
             matcher = Matcher((options.min_agreement,), (0, 1))
@@ -113,7 +113,7 @@ class Labeler:
             return [torch.full((len(own),), options.box_gate == "always") for own in boxes]
         sides = [(own[:, 2:] - own[:, :2]).repeat(1, 2) for own in boxes]
         jitter = self._jitter.to(boxes[0].device)
-        # (jitters, n, 4), the jitters of all boxes one after the other.
+        # (jitters * n, 4): all boxes with the first jitter, then all with the second, ...
         moved = [(own + jitter * side).flatten(0, 1) for own, side in zip(boxes, sides, strict=True)]
         again = self.teacher.roi_heads.move(features[0], moved, [own.repeat(_JITTERS) for own in classes], features[1])
         deviations = [
@@ -123,7 +123,7 @@ class Labeler:
         return [deviation <= options.max_jitter for deviation in deviations]
 
     def _labels(self, view: Views, found: Detections, masks: RegionMasks, stable: Tensor, sure: Tensor) -> Labels:
-        """Return the labels of one view. sure: (n,) bool. stable: (m,) bool, of the sure ones."""
+        """Return the labels of one view. sure: (n,) bool. stable: (m,) bool, for the sure detections."""
         if not bool(sure.any()):
             return Labels(None, 0, 0)
         is_sure, boxes = sure.numpy(), found.boxes.float().cpu().numpy()
@@ -142,7 +142,7 @@ class Labeler:
             ignore |= False if further is None else further
         weights = np.ones((len(boxes), 3), dtype=np.float32)
         weights[is_sure, BOX_LOSS] = stable.cpu().numpy()
-        if outside is not None:  # of an object that the weak view cuts, more may be seen here
+        if outside is not None:  # an object that the weak view cuts may be larger here
             height, width = view.weak.shape[:2]
             cut = (boxes[:, :2] <= _EDGE).any(axis=1) | (boxes[:, 2:] >= [width - _EDGE, height - _EDGE]).any(axis=1)
             weights[cut, BOX_LOSS] = 0
@@ -164,7 +164,7 @@ class Labeler:
         return Labels(sample, int(seen.sum()), int((~is_sure).sum()))
 
     def _certainty(self, crops: Sequence[tuple[np.ndarray, int, int]], size: tuple[int, int]) -> np.ndarray:
-        """Return |2 p - 1| of every pixel (H, W) uint8, 255 for 1; of several objects that of the least certain."""
+        """Return |2 p - 1| of every pixel, (H, W) uint8, 255 for 1; the lowest value where objects overlap."""
         certainty = np.full(size, 255, dtype=np.uint8)
         for crop, x0, y0 in crops:
             window = certainty[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]

@@ -29,10 +29,10 @@ LOSS = "loss_unlabeled"
 
 @dataclass
 class MeanTeacher:
-    """A mean teacher of a training's student.
+    """The mean teacher of a training.
 
-    labeler: labels by the average of the student's weights. batches: views, from where this training stands. dtype: in
-    which the teacher computes, None for float32. numbers: of the last iteration, to be logged, by name.
+    labeler: labels views with the average of the student's weights. batches: views from the current iteration on.
+    dtype: number format of the teacher, None for float32. numbers: values of the last iteration for the log, by name.
     """
 
     options: MeanTeacherOptions
@@ -44,7 +44,8 @@ class MeanTeacher:
     def learn(self, training: Training, labeled: Sequence[Sample]) -> tuple[dict[str, float], float]:
         """Add the gradients of a batch of unlabelled images to those of the student.
 
-        Before the pass of the labelled images, whose gradients are exchanged between processes, and these with them.
+        Called before the backward pass of the labelled images: that pass exchanges gradients between processes, and
+        these are then exchanged with them.
 
         labeled: the labelled samples of the same step.
 
@@ -71,7 +72,7 @@ class MeanTeacher:
         }
         loss = torch.zeros((), device=state.device)
         if samples:
-            # Images without a label take no part, and leave their share of the batch to nobody.
+            # Images without a label take no part; the loss of the others is not scaled up for them.
             factor = options.weight_at(state.iteration) * len(samples) / len(views)
             with no_sync(state.trained), kept_statistics(state.model):
                 with state.precision.autocast(), single_values_explained(len(samples)):
@@ -80,15 +81,15 @@ class MeanTeacher:
         return training.finite_losses({LOSS: loss}, samples), seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the average: thresholds that move."""
+        """Return what a checkpoint stores besides the average: adapted thresholds."""
         return {"thresholds": self.labeler.thresholds.state_dict()}
 
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Training passes inside leave the running statistics of BatchNorm as they are.
+    """Keep the running statistics of BatchNorm unchanged by forward passes in training mode.
 
-    Strong views, noisy and partly hidden, have others than the images that the model is for.
+    Strong views, with noise and hidden rectangles, have other statistics than real images.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
@@ -110,9 +111,10 @@ def build_mean_teacher(
     seed: int,
     share: Share,
 ) -> MeanTeacher:
-    """The teacher of a training at the iteration where it stands.
+    """Build the teacher of a training at its current iteration.
 
-    records: the unlabelled images. saved: what a checkpoint holds of the teacher. share: as of the labelled images.
+    records: the unlabelled images. saved: the teacher's state from a checkpoint. share: this process's share of the
+    data, as for the labelled images.
     """
     options, loader = plan.teacher, plan.loader
     labeler = Labeler(state.average.network(state.model), options.labels)
@@ -121,7 +123,7 @@ def build_mean_teacher(
     batch_size = options.ratio * loader.batch_size
 
     def position(iteration: int) -> int:
-        """Views that were taken before: none in the burn-in."""
+        """Return the number of views used before an iteration; none in the burn-in."""
         return max(iteration - options.burn_in, 0) * batch_size * loader.accumulate
 
     batches = TrainLoader(

@@ -1,4 +1,4 @@
-"""The scores from which a teacher's detections are labels, of each class: fixed, or following the labelled images."""
+"""Score thresholds per class for the teacher's labels: fixed, or adapted to the density of the labelled images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 
 from detseg.structures.sample import Sample
 
-# Scores are counted in so many equal intervals.
+# Number of equal intervals in which scores are counted.
 _BINS = 100
-# What every batch leaves of the counts before it: they are those of about the last 200.
+# Decay of the counts per batch: they cover about the last 200 batches.
 _KEPT = 0.995
-# Batches before which the thresholds stay where they start.
+# Thresholds keep their initial values for this many batches.
 _LEAST_BATCHES = 20
 
 
 class ClassThresholds:
-    """values: (K,) float64. With `adapts` they move within `bounds`, so that the density of labels of each class,
-    objects a pixel, is that of the labelled samples; both are counted over the recent batches.
+    """A score threshold per class: `values`, (K,) float64.
+
+    With `adapts` the thresholds are adjusted within `bounds` so that labels are as dense (objects per pixel), in every
+    class, as the objects of the labelled samples. Both densities are measured over the recent batches.
     """
 
     def __init__(self, values: Sequence[float], *, adapts: bool = False, bounds: tuple[float, float] = (0, 1)) -> None:
@@ -43,7 +45,7 @@ class ClassThresholds:
         found: Iterable[tuple[np.ndarray, np.ndarray]],
         sizes: Iterable[tuple[int, int]],
     ) -> None:
-        """Count a batch of labelled samples and the teacher's scores (D,) and classes (D,) in views of these sizes."""
+        """Count a batch: labelled samples, and the teacher's scores (D,) and classes (D,) in views of these sizes."""
         if not self.adapts:
             return
         counts = self._counts
@@ -63,7 +65,7 @@ class ClassThresholds:
     def _adapt(self) -> None:
         counts = self._counts
         wanted = counts["objects"] / counts["labeled_pixels"] * counts["pixels"]
-        # How many have at least the score at which each interval begins; the highest that gives enough of them.
+        # Detections with at least the lower bound of each interval; the highest bound with enough of them is chosen.
         at_least = counts["scores"][:, ::-1].cumsum(axis=1)[:, ::-1]
         enough = at_least >= wanted[:, None] * (1 - 1e-9)  # not missed by rounding
         highest = np.where(enough.any(axis=1), _BINS - 1 - enough[:, ::-1].argmax(axis=1), 0) / _BINS
@@ -73,7 +75,7 @@ class ClassThresholds:
         return {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's, where the thresholds move; fixed ones are those of the configuration."""
+        """Restore adapted thresholds and their counts from a checkpoint; fixed ones come from the configuration."""
         if self.adapts and state:
             for name, array in self._arrays().items():
                 array[...] = state[name].numpy()
