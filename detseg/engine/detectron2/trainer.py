@@ -1,8 +1,7 @@
 """Detectron2's DefaultTrainer with detseg's data, evaluation, files and hooks.
 
-Around Detectron2's own step (SimpleTrainer or AMPTrainer) stand `StepBatches`, which gives it the samples, and
-`StepLosses`, which is the model that it calls. What follows a step is `engine.training.Training`'s, as in the native
-loop.
+Detectron2's own step (SimpleTrainer or AMPTrainer) gets its samples from `StepBatches` and calls `StepLosses` as its
+model. After each step `engine.training.Training` takes over, as in the native loop.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ Command = Callable[[argparse.Namespace], None]
 def launch_command(command: Command, arguments: argparse.Namespace, count: int) -> int:
     """Run `command(arguments)` in `count` new processes; return their exit status.
 
-    command: importable by name, ends its process. arguments: with `num_gpus`, which is 1 in the new processes.
+    command: importable by name; ends its process. arguments: have `num_gpus`, which is 1 in the new processes.
 
     Raises:
         ConfigError: there are fewer GPUs than processes.
@@ -60,7 +59,7 @@ def launch_command(command: Command, arguments: argparse.Namespace, count: int) 
         raise ConfigError(f"--num-gpus is {count}, but this machine has {torch.cuda.device_count()} GPUs")
     own = copy.copy(arguments)
     own.num_gpus = 1
-    # Ctrl-C reaches the new processes too, which end after the iteration; this one waits for them.
+    # Ctrl-C also reaches the new processes, which stop after the iteration; this process waits for them.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         launch(_work, count, dist_url="auto", args=(command, own, count), timeout=TIMEOUT)
@@ -72,7 +71,7 @@ def launch_command(command: Command, arguments: argparse.Namespace, count: int) 
 
 
 def _work(command: Command, arguments: argparse.Namespace, count: int) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # this process inherited that it is not listened to
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # undo the SIG_IGN inherited from the parent
     os.environ["DETSEG_LAUNCHED"] = "1"
     os.environ["LOCAL_RANK"] = str(comm.get_local_rank())
     os.environ["LOCAL_WORLD_SIZE"] = str(count)
@@ -83,16 +82,16 @@ logger = logging.getLogger(__name__)
 
 Batches = Iterator[list[Sample]]
 
-# The batches that PRECISE_BN looks at are others than those of training.
+# Added to the seed so that PRECISE_BN uses other batches than the training.
 _STATISTICS_SEED = 1
 
 
 def build_loop(cfg: Config, data: CocoDataset, share: Share) -> Callable[[Training], None]:
-    """The counterpart of `engine.train.run_iterations`; data and share are used for TEST.PRECISE_BN only."""
+    """Return the counterpart of `engine.train.run_iterations`; data and share are used for TEST.PRECISE_BN only."""
     node = to_cfg_node(cfg)
 
     def statistics_batches() -> Batches:
-        """Endless enough: each evaluation takes NUM_ITER batches."""
+        """Return enough batches for an evaluation in every iteration, which takes NUM_ITER."""
         options = dataclasses.replace(LoaderOptions.from_config(cfg), workers=0)
         total = options.batch_size * node.TEST.PRECISE_BN.NUM_ITER * (node.SOLVER.MAX_ITER + 1)
         return iter(build_train_loader(options, data, 0, total, seed=cfg.SEED + _STATISTICS_SEED, share=share))
@@ -109,16 +108,16 @@ def build_loop(cfg: Config, data: CocoDataset, share: Share) -> Callable[[Traini
 
 
 class Trainer(DefaultTrainer):
-    """Trains in Detectron2's loop.
+    """Detectron2's training loop.
 
-    cfg: Detectron2's configuration. statistics_batches: gives fresh batches for TEST.PRECISE_BN, None where it is off.
+    cfg: Detectron2's configuration. statistics_batches: returns new batches for TEST.PRECISE_BN, None if it is off.
     """
 
     def __init__(
         self, cfg: CfgNode, training: Training, statistics_batches: Callable[[], Batches] | None = None
     ) -> None:
-        # Not DefaultTrainer's own constructor: it builds from registered data sets, and its checkpointer unpickles
-        # whatever a file holds. Checkpoints are written by `Training`.
+        # DefaultTrainer's constructor is skipped: it needs registered data sets, and its checkpointer unpickles
+        # untrusted files. Checkpoints are written by `Training`.
         TrainerBase.__init__(self)
         self.cfg = cfg
         self.training = training
@@ -147,11 +146,11 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """What happens around each step, in this order."""
+        """Return the hooks around each step, in their order."""
         state = self.training.state
         statistics = None
         if self._statistics_batches is not None:
-            # Of the model itself: each process would otherwise wait for the others in its training passes.
+            # With the bare model: with DDP its forward passes would synchronise the processes.
             period, count = self.training.plan.evaluation_period, self.cfg.TEST.PRECISE_BN.NUM_ITER
             statistics = hooks.PreciseBN(period, state.model, self._statistics_batches(), count)
         return [
@@ -164,23 +163,23 @@ class Trainer(DefaultTrainer):
         ]
 
     def train(self) -> None:
-        """Train to the end, to the early stop, or to a signal.
+        """Train until the last iteration, the early stop, or a signal.
 
         Raises:
-            TrainingInterrupted: a signal came. RunError: a loss or gradient is not finite.
+            TrainingInterrupted: after a signal. RunError: a loss or gradient is not finite.
         """
         with _without_tracebacks(), suppress(StoppedEarlyError):
             super().train()
 
 
 class StoppedEarlyError(Exception):
-    """TEST.EARLY_STOP_PATIENCE ran out: the way out of Detectron2's loop."""
+    """Leaves Detectron2's loop when TEST.EARLY_STOP_PATIENCE runs out."""
 
 
 class StepBatches:
-    """What each step takes: the SOLVER.ACCUMULATE batches of an iteration.
+    """The data of each step: the SOLVER.ACCUMULATE batches of an iteration.
 
-    latest: all samples of the newest one. seconds: it was waited for them.
+    latest: all samples of the current iteration. seconds: time spent waiting for them.
     """
 
     def __init__(self, training: Training) -> None:
@@ -203,8 +202,8 @@ class StepBatches:
 class StepLosses(nn.Module):
     """The model as Detectron2's step calls it, with the batches of one iteration.
 
-    The backward pass of what it returns adds the last batch's gradients to those of the earlier batches, which are
-    computed here; all must be zero before. latest: the losses of the iteration, means over batches and processes.
+    The gradients of all batches but the last are computed here; the backward pass of the returned losses adds those of
+    the last one. Gradients must be zero before. latest: losses of the iteration, averaged over batches and processes.
     """
 
     def __init__(self, training: Training) -> None:
@@ -233,10 +232,10 @@ class StepLosses(nn.Module):
 
 
 class GradientHook(HookBase):
-    """Measures the gradients and clips them, after the backward pass. norm: L2, of all together, before clipping."""
+    """Measures and clips the gradients after the backward pass. norm: L2 norm of all of them before clipping."""
 
     def __init__(self, owner: Trainer) -> None:
-        self._owner = owner  # HookBase.trainer is the step's
+        self._owner = owner  # HookBase.trainer is the trainer of the step
         self.norm = 0.0
 
     def after_backward(self) -> None:
@@ -249,7 +248,7 @@ class GradientHook(HookBase):
 
 
 class WaitingGroups(HookBase):
-    """SOLVER.HEAD_WARMUP_ITERS: parameters that wait do not move, whatever the schedule says."""
+    """SOLVER.HEAD_WARMUP_ITERS: a learning rate of 0 for waiting parameters, whatever the schedule."""
 
     def __init__(self, state: TrainingState) -> None:
         self.groups = [group for group in state.optimizer.param_groups if group.get("waits_until", 0)]
@@ -271,7 +270,7 @@ class MovingAverageHook(HookBase):
 
 
 class ImageHook(HookBase):
-    """VIS_PERIOD: the trackers get the images that Detectron2's models draw."""
+    """VIS_PERIOD: passes the images that Detectron2's models draw to the trackers."""
 
     def __init__(self, training: Training) -> None:
         self.trackers = training.session.trackers
@@ -287,7 +286,7 @@ class ImageHook(HookBase):
 
 
 class IterationHook(HookBase):
-    """What follows a step, in the native loop's order: numbers, checkpoint, signal, evaluation, early stop."""
+    """After a step, in the order of the native loop: metrics, checkpoint, signal, evaluation, early stop."""
 
     def before_train(self) -> None:
         self._evaluate()
@@ -308,7 +307,7 @@ class IterationHook(HookBase):
 
 @contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Detectron2's loop logs the traceback of whatever ends it; here that is a message of its own, or none at all."""
+    """Suppress the tracebacks that Detectron2's loop logs; detseg prints its own messages."""
     loop = logging.getLogger("detectron2.engine.train_loop")
 
     def is_no_traceback(record: logging.LogRecord) -> bool:
