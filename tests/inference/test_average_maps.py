@@ -94,7 +94,7 @@ def test_models_are_averaged_by_weight_and_classes_by_name(scene: np.ndarray) ->
 def test_what_cannot_be_averaged_is_refused(scene: np.ndarray) -> None:
     one, other = predictor(Brightness()), predictor(Brightness(class_maps=(1.0,)))
     settings = TestTimeAugmentation(mode=AVERAGE_MAPS)
-    with pytest.raises(ConfigError, match="not of the same maps"):
+    with pytest.raises(ConfigError, match="from the same maps, which these do not"):
         combine([one, other], settings=settings)
     assert combine([one, other]).detector.settings.mode == "fuse"
     with pytest.raises(ConfigError, match="merge_then_mask"):

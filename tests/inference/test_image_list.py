@@ -80,7 +80,7 @@ def test_a_coco_file_keeps_its_ids_and_category_ids(folder):
 def test_other_class_names_than_the_coco_file_are_said(folder, caplog):
     source = find_images([write_coco(folder, [{"id": 4, "name": "y"}])])
     assert source.match(["z"]) == [{"id": 1, "name": "z"}]
-    assert "the model finds z" in caplog.text
+    assert "the model has the classes z" in caplog.text
 
 
 def test_sources_without_images_are_refused(folder, tmp_path):

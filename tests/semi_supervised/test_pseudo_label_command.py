@@ -69,7 +69,7 @@ def test_plain_images_get_their_fields_from_their_names(folder) -> None:
         (["--no-validation", "--field-pattern", "("], "is not a regular expression"),
         (["--no-validation", "--field-pattern", "P"], "has no named group"),
         (["--no-validation", "--precision", "0.9"], "precision needs the labelled images"),
-        (["--no-validation", "--precision", "2"], "precision is 2.0, expected a share"),
+        (["--no-validation", "--precision", "2"], "precision is 2.0, expected a fraction"),
     ],
 )
 def test_wrong_words_are_told(folder, capsys, words, message) -> None:
@@ -92,7 +92,7 @@ def test_folds_of_several_files_by_an_index(folder, capsys) -> None:
     words = ["--labelled", folder / "folds.json", folder / "more" / "more.json", "--folds", index]
     assert label(folder, *words, "--fold", 1) == 0
     assert label(folder, *words, "--fold", 0, "--overwrite") == 2
-    assert "trained with 2 of the 3 images" in capsys.readouterr().err
+    assert "trained with 2 of the 3 validation images" in capsys.readouterr().err
 
 
 def test_what_is_validated_on_has_to_be_said(folder, capsys) -> None:

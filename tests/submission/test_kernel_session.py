@@ -198,7 +198,7 @@ def test_a_session_without_time_leaves_out_views_then_models(kernel_folder, imag
     # 10 images in 200 s: the first shows 40 s an image; 160 s for 9 of them are enough for one view of one model
     assert efforts == [(2, 2)] + [(1,)] * 9
     assert len(kernel.said) == 1
-    assert "1 of 2 models with 1 of up to 2 views" in kernel.said[0]
+    assert "1 of 2 models and 1 of up to 2 views" in kernel.said[0]
     assert not kernel.broken
 
 

@@ -112,7 +112,7 @@ def test_points_of_a_grid(spec: dict, points: list | None):
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "more than 0"),
         ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "q 0"),
         ({"distribution": "log_uniform", "min": 0, "max": 1e9}, "exponents of e"),
-        ({"distribution": "normal", "sigma": 0}, "more than 0"),
+        ({"distribution": "normal", "sigma": 0}, "greater than 0"),
         ({"values": []}, "at least one"),
         ({"values": [1, 1]}, "twice"),
         ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "add up to 0.9"),
