@@ -165,7 +165,7 @@ def test_an_array_with_nan_is_blamed_and_not_the_weights():
 def test_channels_that_the_model_does_not_take_are_refused(tmp_path):
     with pytest.raises(DataError, match="5 channels, but the model"):
         make_predictor(channels=3)(np.zeros((8, 8, 5), np.uint8))
-    with pytest.raises(DataError, match=r"8 channels; an array is \(height, width, channels\), the model"):
+    with pytest.raises(DataError, match=r"8 channels; an array is \(height, width, channels\), but the model"):
         make_predictor(channels=3)(np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(DataError, match="is a folder; expected an image"):
         make_predictor()(tmp_path)
