@@ -350,5 +350,5 @@ def _print_summary(rows: Sequence[tuple[str, Any]], skipped: Sequence[SkippedIma
     for name, value in rows:
         print(f"{name:{width}}  {value}")
     if skipped:
-        print(f"{len(skipped)} images could not be predicted:")
+        print(f"{len(skipped)} image{'s' if len(skipped) > 1 else ''} could not be predicted:")
         print(list_problems([image.reason for image in skipped]))

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from detseg.errors import ConfigError, RunError, list_problems
     from detseg.files.atomic import make_folder
+    from detseg.files.plain_yaml import near_name
     from detseg.runs.children import visible_gpus
     from detseg.runs.interrupt import StopRequest
     from detseg.runs.ray_cluster import cores_per_worker, join_ray
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--workers is {arguments.workers}; expected 1 or more")
     study = Study.load(arguments.config)
     if unknown := [name for name in arguments.rows if name not in study.rows]:
-        raise ConfigError(f"--rows {unknown[0]}: the study has no such row; there are {', '.join(study.rows)}")
+        raise ConfigError(f"--rows {unknown[0]}: the study has no such row{near_name(unknown[0], study.rows)}")
     folder = arguments.output or DEFAULT_PARENT / study.name
     plan = Plan.of(study, folder, arguments.rows, ignore_code=arguments.ignore_code)
     chosen = plan.chosen(arguments.only)

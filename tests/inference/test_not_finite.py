@@ -93,7 +93,7 @@ def test_an_image_whose_output_is_not_finite_is_listed_and_the_others_predicted(
     words = ["--run", str(run), "--images", str(folder), "--output", str(output), *options]
     assert run_command("predict", words, prog="predict") == 1
     said = capsys.readouterr().out
-    assert "1 images could not be predicted" in said
+    assert "1 image could not be predicted" in said
     assert "huge.tif: the model's" in said
     assert [image.file_name for image in read_predictions(output)] == ["a.png", "b.png", "c.png"]
 

@@ -113,7 +113,9 @@ def test_wrong_words_and_impossible_models_end_before_anything_begins(
     here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run("--rows", "flip") == 2
-    assert "the study has no such row; there are baseline" in capsys.readouterr().err
+    assert "--rows flip: the study has no such row; did you mean flips?" in capsys.readouterr().err
+    assert run("--rows", "zzz") == 2
+    assert "--rows zzz: the study has no such row; there are baseline, " in capsys.readouterr().err
     assert run("--workers", "0") == 2
     plain = content()
     plain["models"]["plain"]["settings"] = {"MODEL.RPN.IOU_THRESHOLDS": [0.7, 0.3]}
